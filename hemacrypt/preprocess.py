@@ -1,0 +1,183 @@
+"""Cell image -> normalised array: one implementation for training and client alike.
+
+A segmented cell of 450x450 pixels is cropped at its centre, reduced by the mean of square blocks and scaled. Scale
+is never normalised away, because the size of a cell carries information. All arithmetic up to the last division is
+on integers, so both sides get the same bits on every platform.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from hemacrypt.errors import ImageError
+
+Pixels = npt.NDArray[np.uint8]
+
+# A 450x450 24-bit BMP has 0.6 MB; ten times that leaves room for any sane lossless file and refuses a decoy.
+LARGEST_FILE = 8 * 1024 * 1024
+_FORMATS = ("PNG", "BMP", "TIFF")
+
+
+class Preprocessing(BaseModel):
+    """The declaration that stands in a bundle's manifest and that both sides follow.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        If the crop does not lie centred in the image or the blocks do not divide the crop.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["central-crop-block-mean"] = "central-crop-block-mean"
+    image_size: int = Field(450, ge=1, le=4096, description="width and height of the original, in pixels")
+    crop: int = Field(320, ge=1, description="width and height of the centred crop, in pixels")
+    block: int = Field(10, ge=1, description="width and height of the blocks that become one pixel")
+    scale: float = Field(1.0 / 255.0, gt=0, allow_inf_nan=False, description="factor from 0..255 to network input")
+
+    @model_validator(mode="after")
+    def _geometry(self) -> Preprocessing:
+        if self.crop > self.image_size or (self.image_size - self.crop) % 2:
+            raise ValueError(f"a crop of {self.crop} cannot be centred in an image of {self.image_size} pixels")
+        if self.crop % self.block:
+            raise ValueError(f"blocks of {self.block} pixels do not divide a crop of {self.crop}")
+        return self
+
+    @property
+    def size(self) -> int:
+        """Width and height of the reduced image."""
+        return self.crop // self.block
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape of the network's input: (channels, height, width)."""
+        return 3, self.size, self.size
+
+    @property
+    def input_range(self) -> tuple[float, float]:
+        """Smallest and largest value of a preprocessed image."""
+        return 0.0, 255.0 * self.scale
+
+    def reduce(self, image: Pixels) -> Pixels:
+        """Crop the centre and take block means, rounded half up.
+
+        Parameters
+        ----------
+        image:
+            Original pixels, shape (image_size, image_size, 3), uint8.
+
+        Returns
+        -------
+        uint8 array, shape (size, size, 3)
+
+        Raises
+        ------
+        ImageError
+            If shape or dtype differ.
+        """
+        expected = (self.image_size, self.image_size, 3)
+        if image.shape != expected or image.dtype != np.uint8:
+            raise ImageError(
+                f"got an image of shape {image.shape}, {image.dtype}; expected {expected}, uint8: "
+                "one segmented cell on black, as in the C-NMC release"
+            )
+        edge = (self.image_size - self.crop) // 2
+        centre = image[edge : edge + self.crop, edge : edge + self.crop].astype(np.uint32)
+        sums = centre.reshape(self.size, self.block, self.size, self.block, 3).sum(axis=(1, 3))
+        area = self.block * self.block
+        return ((sums + area // 2) // area).astype(np.uint8)
+
+    def normalise(self, reduced: Pixels) -> npt.NDArray[np.float32]:
+        """Turn reduced images into network input.
+
+        Parameters
+        ----------
+        reduced:
+            Shape (..., size, size, 3), uint8.
+
+        Returns
+        -------
+        float32 array, shape (..., 3, size, size)
+
+        Raises
+        ------
+        ImageError
+            If shape or dtype differ.
+        """
+        expected = (self.size, self.size, 3)
+        if reduced.ndim < 3 or reduced.shape[-3:] != expected or reduced.dtype != np.uint8:
+            raise ImageError(f"got reduced pixels of shape {reduced.shape}, {reduced.dtype}; expected {expected}, uint8")
+        return np.moveaxis(reduced.astype(np.float32) * np.float32(self.scale), -1, -3)
+
+    def __call__(self, image: Path | str | Pixels) -> npt.NDArray[np.float32]:
+        """Preprocess one image.
+
+        Parameters
+        ----------
+        image:
+            A file (PNG, BMP or TIFF), its pixels, or pixels already reduced to (size, size, 3) uint8.
+
+        Returns
+        -------
+        float32 array, shape (3, size, size)
+
+        Raises
+        ------
+        ImageError
+            If the file cannot be read as such an image.
+        """
+        if isinstance(image, (str, Path)):
+            image = read_pixels(Path(image), self.image_size)
+        if image.shape == (self.size, self.size, 3):
+            return self.normalise(image)
+        return self.normalise(self.reduce(image))
+
+
+def read_pixels(path: Path, image_size: int) -> Pixels:
+    """Read an image file, checking its size in bytes and in pixels before anything is decoded.
+
+    Parameters
+    ----------
+    path:
+        PNG, BMP or TIFF file with 8-bit RGB pixels.
+    image_size:
+        The width and height that the image must have.
+
+    Returns
+    -------
+    uint8 array, shape (image_size, image_size, 3)
+
+    Raises
+    ------
+    ImageError
+        If there is no such file, it is too large, no image, or an image of another size or pixel type.
+    """
+    try:
+        bytes_on_disk = path.stat().st_size
+        if not path.is_file():
+            raise ImageError(f"{path} is not a file; expected a PNG, BMP or TIFF image")
+        if bytes_on_disk > LARGEST_FILE:
+            raise ImageError(f"{path} has {bytes_on_disk:,} bytes; expected at most {LARGEST_FILE:,}, so it was not opened")
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.size != (image_size, image_size):
+                raise ImageError(
+                    f"{path} is {image.width}x{image.height} pixels; expected {image_size}x{image_size}: "
+                    "one segmented cell on black, as in the C-NMC release"
+                )
+            if image.mode not in ("RGB", "RGBA", "P"):
+                raise ImageError(f"{path} has pixel type {image.mode}; expected 8-bit RGB")
+            return np.asarray(image.convert("RGB"), dtype=np.uint8)
+    except FileNotFoundError:
+        raise ImageError(f"{path} does not exist; name a PNG, BMP or TIFF file of one cell") from None
+    except PermissionError:
+        raise ImageError(f"{path} may not be read by this user; check its permissions") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        raise ImageError(f"{path} is no {', '.join(_FORMATS)} image; convert it without loss and try again") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError(f"{path} is damaged ({type(error).__name__}); export it again from its source") from None
