@@ -4,7 +4,6 @@ The package holds what training, service and client must agree on: the network a
 disk, the preprocessing of an image, the plan of an encrypted evaluation and the engines that carry a plan out.
 """
 
-
 __version__ = "0.1.0"
 
 DISCLAIMER = "Decision support for research, not a diagnosis: a haematologist must confirm every result."

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -80,7 +79,7 @@ class Manifest(_Record):
     data: dict[str, Any] = Field(default_factory=dict, description="fingerprint and protocol of the training data")
     metrics: dict[str, Any] = Field(default_factory=dict, description="figures, each with protocol and n")
     digests: dict[str, str] = Field(default_factory=dict, description="SHA-256 of every other file")
-    digest: str = Field("", description="SHA-256 of this manifest without this field")
+    digest: str = Field(default="", description="SHA-256 of this manifest without this field")
 
     def canonical(self) -> bytes:
         """Return the bytes that ``digest`` is taken over."""
@@ -179,7 +178,7 @@ class Bundle:
                 staging.chmod(0o755)
                 if directory.exists():
                     shutil.rmtree(directory)
-                os.replace(staging, directory)
+                staging.rename(directory)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
         except OSError as error:
@@ -235,7 +234,9 @@ class Bundle:
                 magnitudes=_magnitudes(len(manifest.layers), tensors),
             )
         except (KeyError, NetworkError, safetensors.SafetensorError) as error:
-            raise BundleError(f"{directory}: manifest and tensors do not fit ({error}); export the model again") from error
+            raise BundleError(
+                f"{directory}: manifest and tensors disagree ({error}); export the model again"
+            ) from error
         return cls(manifest, network)
 
 
@@ -281,10 +282,10 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         version = json.loads(text).get("schema_version")
         if version != SCHEMA_VERSION:
-            raise BundleError(f"{path} has schema version {version}; this program reads {SCHEMA_VERSION}: export it again")
+            raise BundleError(f"{path} has schema {version}; this program reads {SCHEMA_VERSION}: export it again")
         manifest = Manifest.model_validate_json(text)
     except (ValueError, AttributeError, ValidationError) as error:
-        raise BundleError(f"{path} is no manifest ({type(error).__name__}); restore the bundle from its source") from error
+        raise BundleError(f"{path} is no manifest ({type(error).__name__}); restore it from its source") from error
     if manifest.sealed().digest != manifest.digest or manifest.text().encode() != text:
         raise BundleError(f"{path} was changed: its digest does not match its content; restore it from its source")
     return manifest

@@ -91,7 +91,8 @@ class Preprocessing(BaseModel):
         centre = image[edge : edge + self.crop, edge : edge + self.crop].astype(np.uint32)
         sums = centre.reshape(self.size, self.block, self.size, self.block, 3).sum(axis=(1, 3))
         area = self.block * self.block
-        return ((sums + area // 2) // area).astype(np.uint8)
+        means: Pixels = ((sums + area // 2) // area).astype(np.uint8)
+        return means
 
     def normalise(self, reduced: Pixels) -> npt.NDArray[np.float32]:
         """Turn reduced images into network input.
@@ -112,7 +113,7 @@ class Preprocessing(BaseModel):
         """
         expected = (self.size, self.size, 3)
         if reduced.ndim < 3 or reduced.shape[-3:] != expected or reduced.dtype != np.uint8:
-            raise ImageError(f"got reduced pixels of shape {reduced.shape}, {reduced.dtype}; expected {expected}, uint8")
+            raise ImageError(f"got pixels of shape {reduced.shape}, {reduced.dtype}; expected {expected}, uint8")
         return np.moveaxis(reduced.astype(np.float32) * np.float32(self.scale), -1, -3)
 
     def __call__(self, image: Path | str | Pixels) -> npt.NDArray[np.float32]:
@@ -163,7 +164,9 @@ def read_pixels(path: Path, image_size: int) -> Pixels:
         if not path.is_file():
             raise ImageError(f"{path} is not a file; expected a PNG, BMP or TIFF image")
         if bytes_on_disk > LARGEST_FILE:
-            raise ImageError(f"{path} has {bytes_on_disk:,} bytes; expected at most {LARGEST_FILE:,}, so it was not opened")
+            raise ImageError(
+                f"{path} has {bytes_on_disk:,} bytes; at most {LARGEST_FILE:,} are read, so it was not opened"
+            )
         with Image.open(path, formats=_FORMATS) as image:
             if image.size != (image_size, image_size):
                 raise ImageError(
@@ -178,6 +181,6 @@ def read_pixels(path: Path, image_size: int) -> Pixels:
     except PermissionError:
         raise ImageError(f"{path} may not be read by this user; check its permissions") from None
     except (UnidentifiedImageError, Image.DecompressionBombError):
-        raise ImageError(f"{path} is no {', '.join(_FORMATS)} image; convert it without loss and try again") from None
+        raise ImageError(f"{path} is no {'/'.join(_FORMATS)} image; convert it without loss and try again") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ImageError(f"{path} is damaged ({type(error).__name__}); export it again from its source") from None
