@@ -17,6 +17,7 @@ from hemacrypt.errors import NetworkError
 
 Array = npt.NDArray[np.float64]
 Shape = tuple[int, int, int]
+Entries = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Array]
 
 
 def _finite(name: str, values: npt.ArrayLike, ndim: int) -> Array:
@@ -65,9 +66,10 @@ class Dense:
         """Number of values the layer writes."""
         return int(self.weight.shape[0])
 
-    def matrix(self) -> Array:
-        """Return the map's matrix, shape (outputs, inputs)."""
-        return self.weight
+    def entries(self) -> Entries:
+        """Return the entries of the map's matrix that are not zero: (rows, columns, values)."""
+        rows, columns = np.nonzero(self.weight)
+        return rows, columns, self.weight[rows, columns]
 
     def offset(self) -> Array:
         """Return the constant part, shape (outputs,)."""
@@ -145,19 +147,21 @@ class Convolution:
         """Number of values the layer writes."""
         return prod(self.output_shape)
 
-    def matrix(self) -> Array:
-        """Return the map as a matrix, shape (outputs, inputs): the Toeplitz form of the convolution."""
+    def entries(self) -> Entries:
+        """Return the entries of the map's matrix that are not zero: (rows, columns, values).
+
+        The matrix is the Toeplitz form of the convolution, shape (outputs, inputs).
+        """
         channels, height, width = self.output_shape
+        into, map_height, map_width = self.input_shape
         (top, _), (left, _) = self.padding
-        matrix = np.zeros((channels, height, width, *self.input_shape))
-        for y in range(height):
-            for x in range(width):
-                for i in range(self.kernel.shape[2]):
-                    for j in range(self.kernel.shape[3]):
-                        row, column = y * self.stride + i - top, x * self.stride + j - left
-                        if 0 <= row < self.input_shape[1] and 0 <= column < self.input_shape[2]:
-                            matrix[:, y, x, :, row, column] = self.kernel[:, :, i, j]
-        return matrix.reshape(self.outputs, self.inputs)
+        o, c, i, j, y, x = np.ogrid[:channels, :into, : self.kernel.shape[2], : self.kernel.shape[3], :height, :width]
+        row, column = y * self.stride + i - top, x * self.stride + j - left
+        value = self.kernel[:, :, :, :, None, None]
+        inside = (row >= 0) & (row < map_height) & (column >= 0) & (column < map_width) & (value != 0)
+        outputs = np.broadcast_to((o * height + y) * width + x, inside.shape)
+        inputs = np.broadcast_to((c * map_height + row) * map_width + column, inside.shape)
+        return outputs[inside], inputs[inside], np.broadcast_to(value, inside.shape)[inside]
 
     def offset(self) -> Array:
         """Return the constant part, shape (outputs,)."""
@@ -286,8 +290,10 @@ class CollapsedNetwork:
                 straddles = (low < 0) & (high > 0)
                 smallest = np.where(straddles, 0.0, np.minimum(low**2, high**2))
                 low, high = smallest, np.maximum(low**2, high**2)
-            matrix, centre, radius = layer.matrix(), (low + high) / 2, (high - low) / 2
-            middle, spread = matrix @ centre + layer.offset(), np.abs(matrix) @ radius
+            rows, columns, values = layer.entries()
+            centre, radius = (low + high) / 2, (high - low) / 2
+            middle = layer.offset() + np.bincount(rows, values * centre[columns], layer.outputs)
+            spread = np.bincount(rows, np.abs(values) * radius[columns], layer.outputs)
             low, high = middle - spread, middle + spread
             bounds.append(np.maximum(np.abs(low), np.abs(high)))
         return tuple(bounds)

@@ -1,0 +1,31 @@
+"""Engines: interchangeable ways to carry out a plan. They know plans, never planners."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hemacrypt.engines.base import Engine
+from hemacrypt.engines.clear import ClearEngine
+from hemacrypt.errors import PlanError
+from hemacrypt.plan import Plan
+
+__all__ = ["ENCRYPTED_ENGINES", "ClearEngine", "Engine", "encrypted_engine"]
+
+# Names of the engines that work on ciphertexts; `clear` never serves requests.
+ENCRYPTED_ENGINES = ("seal",)
+
+
+def encrypted_engine(name: str, plan: Plan) -> Engine[Any]:
+    """Make the engine of a name.
+
+    Raises
+    ------
+    PlanError
+        If there is no such engine.
+    """
+    if name == "seal":
+        # Imported here because the clear engine must work where TenSEAL has no wheel.
+        from hemacrypt.engines.seal import SealEngine
+
+        return SealEngine(plan)
+    raise PlanError(f"no engine is called {name!r}; choose one of {', '.join(ENCRYPTED_ENGINES)}")

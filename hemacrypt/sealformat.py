@@ -1,0 +1,298 @@
+"""SEAL's serialised objects, read by us: every byte is checked before SEAL — or a kernel — sees any of them.
+
+SEAL's own loader is native code and must be assumed to be unsafe on hostile input. So an object from the wire is
+decompressed here with an exact bound, every length, identifier, scale and residue is compared with what the plan
+demands, and SEAL is handed a stream that *we* write, uncompressed, with the version that this SEAL expects.
+
+Layout (SEAL 4, little-endian)::
+
+    header       A1 5E as 16-bit 0xA15E · header size 16 · version major, minor · compression · 16-bit 0 · 64-bit size
+    ciphertext   parms_id 32 · NTT form 1 · polynomials 8 · degree 8 · primes 8 · scale 8 · correction factor 8 ·
+                 array: header 16 · count 8 · residues 8 each [· seed: header 16 · generator 1 · seed 64]
+    key set      parms_id 32 · rows 8 · per row: keys 8 · per key: header 16 · ciphertext
+
+A seeded ciphertext (symmetric encryption) carries the first polynomial and the seed that the second expands from.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from hemacrypt.errors import FormatError
+from hemacrypt.plan import Parameters
+
+HEADER: Final = struct.Struct("<HBBBBHQ")
+_MAGIC: Final = 0xA15E
+_MAJOR: Final = 4
+_NONE, _ZLIB, _ZSTD = 0, 1, 2
+_CIPHERTEXT: Final = struct.Struct("<32sBQQQdQ")
+_COUNT: Final = struct.Struct("<Q")
+_GENERATOR_BLAKE2XB: Final = 1
+_SEED_BYTES: Final = HEADER.size + 1 + 64
+# zstd may not ask for a larger window than this, whatever its header claims.
+_WINDOW: Final = 1 << 27
+# What compression can add to incompressible residues.
+_SLACK: Final = 4096
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A cursor over bytes that fails by name instead of reading past the end."""
+
+    data: memoryview
+    field: str
+    position: list[int]
+
+    @classmethod
+    def over(cls, data: bytes, field: str) -> _Reader:
+        return cls(memoryview(data), field, [0])
+
+    def take(self, count: int) -> memoryview:
+        start = self.position[0]
+        if count > len(self.data) - start:
+            raise FormatError(self.field, f"ends after {len(self.data)} bytes, {count} more were expected at {start}")
+        self.position[0] = start + count
+        return self.data[start : start + count]
+
+    def unpack(self, layout: struct.Struct) -> tuple[Any, ...]:
+        return layout.unpack(self.take(layout.size))
+
+    def finish(self) -> None:
+        left = len(self.data) - self.position[0]
+        if left:
+            raise FormatError(self.field, f"{left} bytes follow its end")
+
+
+def header(size: int, minor: int, compression: int = _NONE) -> bytes:
+    """Return the 16 bytes that stand before every SEAL object of ``size`` bytes, header included."""
+    return HEADER.pack(_MAGIC, HEADER.size, _MAJOR, minor, compression, 0, size)
+
+
+def unwrap(data: bytes, largest: int, field: str) -> bytes:
+    """Check a SEAL header and return the object behind it, decompressed.
+
+    Parameters
+    ----------
+    data:
+        The serialised object.
+    largest:
+        Most bytes that the decompressed object may have; no more are ever allocated.
+    field:
+        What to call the object in errors.
+
+    Raises
+    ------
+    FormatError
+        If the header is not SEAL's, sizes disagree, or the object is larger.
+    """
+    if len(data) < HEADER.size:
+        raise FormatError(field, f"{len(data)} bytes are no SEAL object; send what `save` wrote")
+    magic, header_size, major, _minor, compression, _reserved, size = HEADER.unpack(data[: HEADER.size])
+    if magic != _MAGIC or header_size != HEADER.size:
+        raise FormatError(field, "does not begin with SEAL's header; send what `save` wrote")
+    if major != _MAJOR:
+        raise FormatError(field, f"was written by SEAL {major}; expected SEAL {_MAJOR}")
+    if size != len(data):
+        raise FormatError(field, f"its header promises {size} bytes, {len(data)} came; it was cut off or extended")
+    if compression == _NONE:
+        body = data[HEADER.size :]
+    elif compression == _ZSTD:
+        body = _inflate(memoryview(data)[HEADER.size :], largest, field)
+    else:
+        raise FormatError(field, f"compression {compression} is not accepted; use none or zstd")
+    if len(body) > largest:
+        raise FormatError(field, f"holds {len(body)} bytes, at most {largest} were expected")
+    return body
+
+
+def _inflate(compressed: memoryview, largest: int, field: str) -> bytes:
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(compressed) as stream:
+            # One byte more than allowed tells a bomb from a fit without ever holding the bomb.
+            body = stream.read(largest + 1)
+    except zstandard.ZstdError:
+        raise FormatError(field, "its compressed content is damaged") from None
+    if len(body) > largest:
+        raise FormatError(field, f"decompresses to more than the {largest} bytes expected")
+    return body
+
+
+def ciphertext_bytes(parameters: Parameters, level: int, *, seeded: bool) -> int:
+    """Return the exact size of a decompressed two-polynomial ciphertext at a level, without header."""
+    polynomials = 1 if seeded else 2
+    array = HEADER.size + _COUNT.size + 8 * polynomials * parameters.degree * (level + 1)
+    return _CIPHERTEXT.size + array + (_SEED_BYTES if seeded else 0)
+
+
+def largest_ciphertext(parameters: Parameters) -> int:
+    """Return how many bytes a serialised fresh ciphertext may have, compressed or not."""
+    return HEADER.size + ciphertext_bytes(parameters, parameters.top_level, seeded=False) + _SLACK
+
+
+def check_ciphertext(data: bytes, parameters: Parameters, level: int, scale: float, minor: int) -> bytes:
+    """Check a ciphertext from the wire against what the plan demands.
+
+    Parameters
+    ----------
+    data:
+        Serialised ciphertext, seeded or full.
+    parameters, level, scale:
+        What it must be encrypted under.
+    minor:
+        Minor version of the SEAL that will load it.
+
+    Returns
+    -------
+    bytes
+        An equal, uncompressed stream for SEAL to load.
+
+    Raises
+    ------
+    FormatError
+        If anything differs: length, parameters, level, scale, form, residues.
+    """
+    body = unwrap(data, ciphertext_bytes(parameters, level, seeded=False), "ciphertext")
+    reader = _Reader.over(body, "ciphertext")
+    _check_ciphertext_body(
+        reader, parameters.parms_id(level), parameters.degree, parameters.data_primes[: level + 1], scale, parameters
+    )
+    reader.finish()
+    return header(HEADER.size + len(body), minor) + body
+
+
+def _check_ciphertext_body(
+    reader: _Reader, parms_id: bytes, degree: int, primes: tuple[int, ...], scale: float, parameters: Parameters
+) -> None:
+    got_id, ntt, size, got_degree, count_primes, got_scale, correction = reader.unpack(_CIPHERTEXT)
+    if got_id != parms_id:
+        known = {parameters.parms_id(level): level for level in range(parameters.top_level + 1)}
+        where = f"level {known[got_id]}" if got_id in known else "other parameters"
+        raise FormatError("level", f"it belongs to {where}; expected {len(primes)} primes of the plan: follow GetModel")
+    if (size, got_degree, count_primes) != (2, degree, len(primes)):
+        raise FormatError(
+            "shape",
+            f"{size} polynomials of degree {got_degree} over {count_primes} primes; "
+            f"expected 2 of degree {degree} over {len(primes)}",
+        )
+    if got_scale != scale:
+        raise FormatError("scale", f"2^{_log2(got_scale)}; expected 2^{_log2(scale)} as the plan says")
+    if ntt != 1 or correction != 1:
+        raise FormatError("form", "it is not a CKKS ciphertext in NTT form")
+    _, residues = _check_array(reader, degree, primes)
+    if residues.shape[0] == 2 and not residues[1].any():
+        raise FormatError("residues", "its second polynomial is zero, so nothing is encrypted")
+
+
+def _check_array(reader: _Reader, degree: int, primes: tuple[int, ...]) -> tuple[bool, npt.NDArray[np.uint64]]:
+    """Check the residues (and the seed, if there is one); return whether it is seeded, and the residues."""
+    polynomial = degree * len(primes)
+    array_size, count = _nested(reader)
+    if count not in (polynomial, 2 * polynomial) or array_size != HEADER.size + _COUNT.size + 8 * count:
+        raise FormatError(
+            reader.field, f"holds {count} residues; expected {polynomial} and a seed, or {2 * polynomial}"
+        )
+    residues = np.frombuffer(reader.take(8 * count), dtype="<u8").reshape(-1, len(primes), degree)
+    limits = np.array(primes, dtype=np.uint64)[None, :, None]
+    if (residues >= limits).any():
+        raise FormatError("residues", "a residue is not below its prime; it was not written by SEAL")
+    if count == polynomial:
+        _check_seed(reader)
+    return count == polynomial, residues
+
+
+def _nested(reader: _Reader) -> tuple[int, int]:
+    size = _nested_header(reader)
+    (count,) = reader.unpack(_COUNT)
+    return size, count
+
+
+def _nested_header(reader: _Reader) -> int:
+    magic, header_size, major, _minor, compression, _reserved, size = reader.unpack(HEADER)
+    if (magic, header_size, major, compression) != (_MAGIC, HEADER.size, _MAJOR, _NONE):
+        raise FormatError(reader.field, "an inner SEAL header is damaged")
+    return size
+
+
+def _check_seed(reader: _Reader) -> None:
+    size = _nested_header(reader)
+    (generator,) = reader.take(1)
+    if size != _SEED_BYTES or generator != _GENERATOR_BLAKE2XB:
+        raise FormatError(
+            reader.field, f"its seed has generator {generator}; expected Blake2xb ({_GENERATOR_BLAKE2XB})"
+        )
+    reader.take(64)
+
+
+def key_set_bytes(parameters: Parameters, keys: int, rows: int) -> int:
+    """Return the most bytes that a decompressed key set of ``keys`` key-switching keys can have, without header."""
+    primes = len(parameters.data_primes) + 1
+    full = _CIPHERTEXT.size + HEADER.size + _COUNT.size + 16 * parameters.degree * primes
+    return 32 + 8 + 8 * rows + keys * len(parameters.data_primes) * (HEADER.size + full + _SEED_BYTES)
+
+
+def check_relinearisation_key(data: bytes, parameters: Parameters, minor: int) -> bytes:
+    """Check a relinearisation key from the wire; return an equal, uncompressed stream for SEAL to load.
+
+    Raises
+    ------
+    FormatError
+        If it is anything but one relinearisation key for these parameters.
+    """
+    return _check_key_set(data, parameters, {0}, 1, "relinearisation key", minor)
+
+
+def check_galois_keys(data: bytes, parameters: Parameters, steps: Iterable[int], minor: int) -> bytes:
+    """Check Galois keys from the wire; return an equal, uncompressed stream for SEAL to load.
+
+    Parameters
+    ----------
+    data:
+        Serialised keys.
+    parameters:
+        What they must be made for.
+    steps:
+        The rotations that there must be keys for: all of these, no others.
+    minor:
+        Minor version of the SEAL that will load them.
+
+    Raises
+    ------
+    FormatError
+        If they are anything else.
+    """
+    rows = {(parameters.galois_element(step) - 1) // 2 for step in steps}
+    return _check_key_set(data, parameters, rows, parameters.degree, "Galois keys", minor)
+
+
+def _check_key_set(
+    data: bytes, parameters: Parameters, present: set[int], most_rows: int, field: str, minor: int
+) -> bytes:
+    body = unwrap(data, key_set_bytes(parameters, len(present), most_rows), field)
+    reader = _Reader.over(body, field)
+    key_level, primes = parameters.parms_id(), (*parameters.data_primes, parameters.special_prime)
+    if bytes(reader.take(32)) != key_level:
+        raise FormatError(field, "made for other parameters; generate keys for the plan that GetModel returns")
+    (rows,) = reader.unpack(_COUNT)
+    if not max(present, default=-1) < rows <= most_rows:
+        raise FormatError(field, f"{rows} rows; expected more than {max(present, default=-1)} and at most {most_rows}")
+    for row in range(rows):
+        (keys,) = reader.unpack(_COUNT)
+        expected = len(parameters.data_primes) if row in present else 0
+        if keys != expected:
+            raise FormatError(field, f"row {row} has {keys} keys; the plan's rotations need {expected} there")
+        for _ in range(keys):
+            _nested_header(reader)
+            _check_ciphertext_body(reader, key_level, parameters.degree, primes, 1.0, parameters)
+    reader.finish()
+    return header(HEADER.size + len(body), minor) + body
+
+
+def _log2(scale: float) -> str:
+    return f"{np.log2(scale):.6g}" if 0 < scale < np.inf else "?"

@@ -1,0 +1,113 @@
+"""SEAL objects to bytes and back. TenSEAL's binding reads and writes files only, so an anonymous file in memory serves.
+
+Nothing here touches a disk where the system has ``memfd_create``; elsewhere a private temporary file is used, and it is
+unlinked before this module returns.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Protocol, TypeVar
+
+import tenseal.sealapi as seal
+
+from hemacrypt import sealformat
+from hemacrypt.errors import PlanError
+from hemacrypt.plan import Parameters
+
+# tenseal.sealapi carries no type information: its objects are Any by nature.
+SealObject = Any
+Context = Any
+
+
+class _Savable(Protocol):
+    def save(self, path: str) -> None: ...
+
+
+Loaded = TypeVar("Loaded")
+
+
+@contextmanager
+def _private_file(content: bytes = b"") -> Iterator[tuple[int, str]]:
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("seal", os.MFD_CLOEXEC)
+        path, remove = f"/proc/self/fd/{descriptor}", False
+    else:
+        descriptor, path = tempfile.mkstemp(prefix="seal-")
+        remove = True
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(content)
+        yield descriptor, path
+    finally:
+        os.close(descriptor)
+        if remove:
+            os.unlink(path)  # noqa: PTH108 - a plain path from mkstemp
+
+
+def dump(thing: _Savable) -> bytes:
+    """Serialise a SEAL object (ciphertext, plaintext, key), compressed as SEAL was built to."""
+    with _private_file() as (descriptor, path):
+        thing.save(path)
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            file.seek(0)
+            return file.read()
+
+
+def load(empty: SealObject, context: Context, content: bytes) -> SealObject:
+    """Fill an empty SEAL object from bytes that were checked (or written by this very process).
+
+    Parameters
+    ----------
+    empty:
+        A new ``seal.Ciphertext()``, ``seal.GaloisKeys()``, …
+    context:
+        The context that the object must be valid for.
+    content:
+        A stream from `hemacrypt.sealformat`, never bytes straight from the wire.
+    """
+    with _private_file(content) as (_, path):
+        empty.load(context, path)
+    return empty
+
+
+@cache
+def seal_minor_version() -> int:
+    """Return the minor version of the SEAL inside TenSEAL, as its own header tells."""
+    written = dump(seal.Plaintext("1"))
+    return int(sealformat.HEADER.unpack(written[: sealformat.HEADER.size])[3])
+
+
+def make_context(parameters: Parameters) -> Context:
+    """Build SEAL's context and make sure that SEAL agrees on every identifier and on 128-bit security.
+
+    Raises
+    ------
+    PlanError
+        If SEAL rejects the parameters or names a level otherwise than we do.
+    """
+    encryption = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
+    encryption.set_poly_modulus_degree(parameters.degree)
+    primes = (*parameters.data_primes, parameters.special_prime)
+    encryption.set_coeff_modulus([seal.Modulus(prime) for prime in primes])
+    context = seal.SEALContext(encryption, True, seal.SEC_LEVEL_TYPE.TC128)
+    if not context.parameters_set():
+        raise PlanError(f"SEAL rejects the parameters: {context.parameters_error_message()}; plan the network again")
+    named = [
+        (context.key_parms_id(), None),
+        (context.first_parms_id(), parameters.top_level),
+        (context.last_parms_id(), 0),
+    ]
+    for words, level in named:
+        if words != parms_id_words(parameters.parms_id(level)):
+            raise PlanError("this SEAL computes other parameter identifiers than SEAL 4; install tenseal >= 0.3.16")
+    return context
+
+
+def parms_id_words(identifier: bytes) -> list[int]:
+    """Return a parms_id as the four 64-bit words that the binding takes."""
+    return [int.from_bytes(identifier[start : start + 8], "little") for start in range(0, 32, 8)]
