@@ -299,12 +299,21 @@ class PublicPlan:
                 raise PlanError(f"scale {scale:g} does not fit the modulus of level {level}")
 
     @cached_property
+    def requirements_id(self) -> str:
+        """SHA-256 over all that evaluation keys depend on, hexadecimal: plans that share it share keys."""
+        return _digest([self._parameters, self.rotation_steps, self.needs_relinearisation])
+
+    @property
+    def _parameters(self) -> list[object]:
+        return [self.parameters.degree, self.parameters.data_primes, self.parameters.special_prime]
+
+    @cached_property
     def plan_id(self) -> str:
         """SHA-256 that client and service compare before they compute, hexadecimal."""
         content = {
             "model": self.model,
             "labels": self.labels,
-            "parameters": [self.parameters.degree, self.parameters.data_primes, self.parameters.special_prime],
+            "parameters": self._parameters,
             "layouts": [
                 [layout.positions.tolist(), layout.period] for layout in (self.input_layout, self.output_layout)
             ],
@@ -312,7 +321,11 @@ class PublicPlan:
             "keys": [self.rotation_steps, self.needs_relinearisation],
             "error": [self.logit_error_bound.hex(), self.logit_limit.hex()],
         }
-        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+        return _digest(content)
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

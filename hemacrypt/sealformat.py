@@ -214,7 +214,8 @@ def _nested(reader: _Reader) -> tuple[int, int]:
 
 
 def _nested_header(reader: _Reader) -> int:
-    magic, header_size, major, _minor, compression, _reserved, size = reader.unpack(HEADER)
+    fields: tuple[int, ...] = reader.unpack(HEADER)
+    magic, header_size, major, _minor, compression, _reserved, size = fields
     if (magic, header_size, major, compression) != (_MAGIC, HEADER.size, _MAJOR, _NONE):
         raise FormatError(reader.field, "an inner SEAL header is damaged")
     return size

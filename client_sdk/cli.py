@@ -1,0 +1,131 @@
+"""The hospital's commands: ``models``, ``keygen``, ``register``, ``predict``, ``forget``, ``demo``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from client_sdk._client import Client
+from client_sdk._results import Prediction
+from hemacrypt import DISCLAIMER
+from hemacrypt.errors import ImageError
+
+ServerOption = Annotated[
+    str, typer.Option("--server", "-s", envvar="HEMACRYPT_SERVER", help="host:port of the service.")
+]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Name of the model; see `hemacrypt models`.")]
+KeysOption = Annotated[
+    Path | None, typer.Option("--keys", "-k", help="Key directory; default: in the user's data directory.")
+]
+TlsOption = Annotated[
+    Path | None, typer.Option("--tls-root", help="PEM certificate of the authority that signed the service's.")
+]
+_SERVER, _MODEL = "127.0.0.1:50051", "leukaemia"
+
+
+def models(server: ServerOption = _SERVER, tls_root: TlsOption = None) -> None:
+    """List the models that a service offers."""
+    with Client(server, "", key_directory=Path(), root_certificate=tls_root) as client:
+        table = Table("model", "description", "plan")
+        for model in client.models():
+            table.add_row(model.name, model.description, model.plan_id[:12])
+    Console().print(table)
+
+
+def keygen(
+    server: ServerOption = _SERVER,
+    model: ModelOption = _MODEL,
+    keys: KeysOption = None,
+    tls_root: TlsOption = None,
+    replace: Annotated[bool, typer.Option(help="Replace keys that are there already; they are lost.")] = False,
+) -> None:
+    """Generate a secret key, which stays here, and the evaluation keys that the service needs."""
+    with Client(server, model, key_directory=keys, root_certificate=tls_root) as client:
+        key_set = client.generate_keys(replace=replace)
+        size = len(client.keys.evaluation_blob())
+        print(f"secret key and evaluation keys ({size / 1e6:.1f} MB) are in {client.keys.path}")
+        print(f"key set {key_set}; next: hemacrypt register")
+
+
+def register(
+    server: ServerOption = _SERVER, model: ModelOption = _MODEL, keys: KeysOption = None, tls_root: TlsOption = None
+) -> None:
+    """Upload the evaluation keys to the service; continues where an earlier upload broke off."""
+    with (
+        Client(server, model, key_directory=keys, root_certificate=tls_root) as client,
+        Progress(TextColumn("evaluation keys"), BarColumn(), DownloadColumn(), TimeRemainingColumn()) as bar,
+    ):
+        task = bar.add_task("upload", total=None)
+        key_set = client.register(lambda sent, total: bar.update(task, completed=sent, total=total))
+    print(f"registered key set {key_set}; next: hemacrypt predict IMAGE")
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Cell images: PNG, BMP or TIFF, 450x450, one cell on black.")],
+    server: ServerOption = _SERVER,
+    model: ModelOption = _MODEL,
+    keys: KeysOption = None,
+    tls_root: TlsOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one line per image.")] = False,
+) -> None:
+    """Encrypt images, have them evaluated, decrypt and print the answers."""
+    console = Console()
+    table = Table("image", "prediction", "probability", "ms", title=DISCLAIMER, title_justify="left")
+    failed = 0
+    with Client(server, model, key_directory=keys, root_certificate=tls_root) as client:
+        client.prepare()
+        for image in images:
+            try:
+                answer = client.predict(image)
+            except ImageError as error:
+                failed += 1
+                typer.secho(f"error: {error}", err=True, fg="red")
+                continue
+            if as_json:
+                print(json.dumps(as_record(answer)))
+            milliseconds = sum(asdict(answer.milliseconds).values())
+            table.add_row(str(image), answer.label, f"{answer.probability:.3f}", f"{milliseconds:.0f}")
+    if not as_json and table.row_count:
+        console.print(table)
+    if failed:
+        raise typer.Exit(1)
+
+
+def forget(
+    server: ServerOption = _SERVER, model: ModelOption = _MODEL, keys: KeysOption = None, tls_root: TlsOption = None
+) -> None:
+    """Delete the evaluation keys from the service; the keys here stay."""
+    with Client(server, model, key_directory=keys, root_certificate=tls_root) as client:
+        print("deleted from the service" if client.forget() else "the service had no such keys")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the report and the picture go.")] = Path("build/demo"),
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only so many of the sample's cells.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes of the service.")] = 1,
+) -> None:
+    """Run the whole path on real cells: start a service, make keys, encrypt, predict, decrypt, compare, stop."""
+    from client_sdk.demo import run_demo
+
+    raise typer.Exit(0 if run_demo(out, limit, workers, Console()) == 0 else 1)
+
+
+def as_record(answer: Prediction) -> dict[str, object]:
+    """Return a prediction as plain values, for JSON."""
+    return {
+        "image": answer.source,
+        "label": answer.label,
+        "probabilities": answer.probabilities,
+        "logits": answer.logits.tolist(),
+        "logit_error_bound": answer.error_bound,
+        "milliseconds": asdict(answer.milliseconds),
+        "bytes": asdict(answer.size),
+        "note": DISCLAIMER,
+    }

@@ -1,0 +1,100 @@
+"""The ``hemacrypt`` command: one program out of the commands of whichever extras are installed.
+
+Each package names its commands as entry points (``hemacrypt.commands`` in pyproject.toml), so the parties need not
+import each other to share a program.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hemacrypt import DISCLAIMER, __version__
+from hemacrypt.errors import HemacryptError
+
+# The order of a first visit, not of the alphabet.
+_ORDER = (
+    "demo", "train", "export", "plan", "evaluate", "serve", "models", "keygen", "register", "predict", "forget"
+)  # fmt: skip
+_PANELS = {"training": "Laboratory: train and export", "service": "Laboratory: serve", "client_sdk": "Hospital"}
+
+
+def plan(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle written by `hemacrypt export`; default: the embedded one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Explain how a model runs under encryption: parameters, levels, scales, rotations, error, sizes."""
+    from hemacrypt.bundle import Bundle
+    from hemacrypt.embedded import bundle_path
+    from hemacrypt.planner import plan_bundle
+    from hemacrypt.planner.report import describe, show
+
+    planned = plan_bundle(Bundle.read(bundle or bundle_path()))
+    if as_json:
+        print(json.dumps(describe(planned), indent=2))
+    else:
+        show(planned, Console())
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"hemacrypt {__version__}")
+        raise typer.Exit
+
+
+def _about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _unavailable(entry: EntryPoint, error: ImportError) -> Callable[[], None]:
+    extra = {"client_sdk": "client"}.get(entry.module.split(".")[0], entry.module.split(".")[0])
+
+    def explain() -> None:
+        typer.secho(f"`{entry.name}` needs more: pip install 'hemacrypt[{extra}]' ({error})", err=True, fg="red")
+        raise typer.Exit(1)
+
+    explain.__doc__ = f"Not installed: pip install 'hemacrypt[{extra}]'."
+    return explain
+
+
+def application() -> typer.Typer:
+    """Assemble the program from the installed commands."""
+    app = typer.Typer(
+        help=f"Ask a laboratory's network about a blood cell without showing the cell. {DISCLAIMER}",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    app.callback()(_about)
+    entries = {entry.name: entry for entry in entry_points(group="hemacrypt.commands")}
+    for name in sorted(entries, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)):
+        entry = entries[name]
+        try:
+            command: Callable[..., Any] = entry.load()
+        except ImportError as error:
+            command = _unavailable(entry, error)
+        panel = _PANELS.get(entry.module.split(".")[0], "Laboratory: train and export")
+        app.command(name, rich_help_panel="First" if name == "demo" else panel)(command)
+    return app
+
+
+def main() -> None:
+    """Run the program; errors of ours become one line and exit status 1."""
+    try:
+        application()()
+    except HemacryptError as error:
+        typer.secho(f"error: {error}", err=True, fg="red")
+        sys.exit(1)

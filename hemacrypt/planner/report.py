@@ -1,0 +1,124 @@
+"""A plan in words and tables."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hemacrypt import sealformat
+from hemacrypt.plan import LinearStep, Parameters, Plan
+from hemacrypt.planner.costs import plan_ms, step_ms
+
+# SEAL stores a 30-bit residue in 8 bytes and compresses with zstd: measured 4.45 bytes for a residue of random bits.
+_BYTES_PER_RESIDUE = 4.45
+
+
+def seeded_ciphertext_bytes(parameters: Parameters, level: int) -> int:
+    """Estimate the bytes of a seeded ciphertext on the wire."""
+    return round(_BYTES_PER_RESIDUE * parameters.degree * (level + 1))
+
+
+def full_ciphertext_bytes(parameters: Parameters, level: int) -> int:
+    """Estimate the bytes of a computed ciphertext, which no seed can stand for, on the wire."""
+    return 2 * seeded_ciphertext_bytes(parameters, level)
+
+
+def evaluation_key_bytes(plan: Plan) -> int:
+    """Estimate the bytes of the seeded evaluation keys on the wire."""
+    parameters = plan.parameters
+    digits = len(parameters.data_primes)
+    keys = len(plan.public.rotation_steps) + int(plan.public.needs_relinearisation)
+    return round(keys * digits * _BYTES_PER_RESIDUE * parameters.degree * (digits + 1))
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Return a plan as plain values: no weights, everything else that explains it."""
+    parameters, public = plan.parameters, plan.public
+    steps = [
+        {
+            "name": step.name,
+            "level": step.level,
+            "modulus_bits": round(parameters.bits_at(step.level), 1),
+            "input_scale_bits": round(math.log2(step.input_scale), 2),
+            "weight_scale_bits": round(math.log2(step.weight_scale), 2) if isinstance(step, LinearStep) else None,
+            "output_scale_bits": round(math.log2(step.output_scale), 2),
+            "rotations": len(step.rotation_steps),
+            "multiplications": step.multiplications,
+            "largest_value": peak,
+            "error": error,
+            "estimated_ms": round(step_ms(parameters, step), 1),
+            "ciphertext_bytes": full_ciphertext_bytes(parameters, step.level),
+        }
+        for step, peak, error in zip(plan.steps, plan.step_peaks, plan.step_errors, strict=True)
+    ]
+    return {
+        "model": public.model,
+        "plan_id": public.plan_id,
+        "degree": parameters.degree,
+        "slots": parameters.slots,
+        "data_primes": parameters.data_primes,
+        "special_prime": parameters.special_prime,
+        "modulus_bits": parameters.modulus_bits,
+        "security_bits": 128,
+        "steps": steps,
+        "rotation_steps": public.rotation_steps,
+        "relinearisation_key": public.needs_relinearisation,
+        "logit_error_bound": public.logit_error_bound,
+        "logit_limit": public.logit_limit,
+        "magnitudes": "measured" if plan.calibrated else "worst case",
+        "estimated_ms": round(plan_ms(parameters, plan.steps), 1),
+        "bytes": {
+            "upload": seeded_ciphertext_bytes(parameters, parameters.top_level),
+            "largest_upload": sealformat.largest_ciphertext(parameters),
+            "reply": full_ciphertext_bytes(parameters, 0),
+            "evaluation_keys": evaluation_key_bytes(plan),
+        },
+        "reasons": plan.reasons,
+    }
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print a plan for people."""
+    told = describe(plan)
+    console.print(
+        f"[bold]{told['model']}[/]: CKKS, degree N = {told['degree']}, {told['slots']} slots, "
+        f"{len(told['data_primes'])} data primes and a special one, {told['modulus_bits']} bits, 128-bit security"
+    )
+    table = Table(title="One encrypted image, layer by layer", title_justify="left")
+    for heading in ("layer", "level", "scale in", "weights", "scale out", "rotations", "products"):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    for heading in ("largest value", "error (1 s.d.)", "ms (SEAL)", "ciphertext"):
+        table.add_column(heading, justify="right")
+    for step in told["steps"]:
+        weights = "" if step["weight_scale_bits"] is None else f"2^{step['weight_scale_bits']:g}"
+        table.add_row(
+            step["name"],
+            str(step["level"]),
+            f"2^{step['input_scale_bits']:g}",
+            weights,
+            f"2^{step['output_scale_bits']:g}",
+            str(step["rotations"]),
+            str(step["multiplications"]),
+            f"{step['largest_value']:.3g}",
+            f"{step['error']:.1e}",
+            f"{step['estimated_ms']:.0f}",
+            f"{step['ciphertext_bytes'] / 1e3:.0f} kB",
+        )
+    console.print(table)
+    sizes = told["bytes"]
+    console.print(
+        f"On the wire, about: image up {sizes['upload'] / 1e3:.0f} kB (seeded), reply {sizes['reply'] / 1e3:.0f} kB, "
+        f"evaluation keys {sizes['evaluation_keys'] / 1e6:.1f} MB once "
+        f"({len(told['rotation_steps'])} Galois keys for rotations by {', '.join(map(str, told['rotation_steps']))}"
+        f"{' and a relinearisation key' if told['relinearisation_key'] else ''})."
+    )
+    console.print(
+        f"Logits are off by at most {told['logit_error_bound']:.1e} (six standard deviations, copies averaged) and may "
+        f"reach ±{told['logit_limit']:.0f}; magnitudes are {told['magnitudes']}. "
+        f"About {told['estimated_ms']:.0f} ms on one core with SEAL."
+    )
+    for reason in told["reasons"]:
+        console.print(f"· {reason}", highlight=False)

@@ -1,0 +1,98 @@
+"""Public plans and preprocessing as protobuf messages and back. What comes from the wire is checked by the types."""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import ValidationError
+
+from hemacrypt.errors import PlanError
+from hemacrypt.plan import Layout, Parameters, PublicPlan
+from hemacrypt.preprocess import Preprocessing
+from hemacrypt.v1 import inference_pb2 as pb
+
+# No network of the family has more logits, and a label is a word; bounds what a stranger's plan may make us build.
+_MOST_LABELS, _LONGEST_LABEL = 4096, 200
+
+
+def plan_to_message(plan: PublicPlan) -> pb.PublicPlan:
+    """Write a public plan as a message."""
+    parameters = plan.parameters
+    return pb.PublicPlan(
+        labels=plan.labels,
+        parameters=pb.Parameters(
+            degree=parameters.degree,
+            data_primes=parameters.data_primes,
+            special_prime=parameters.special_prime,
+        ),
+        input_layout=_layout_to_message(plan.input_layout),
+        input_scale=plan.input_scale,
+        output_layout=_layout_to_message(plan.output_layout),
+        output_scale=plan.output_scale,
+        rotation_steps=plan.rotation_steps,
+        needs_relinearisation=plan.needs_relinearisation,
+        logit_error_bound=plan.logit_error_bound,
+        logit_limit=plan.logit_limit,
+    )
+
+
+def plan_from_message(message: pb.PublicPlan, model: str) -> PublicPlan:
+    """Read a public plan from a message.
+
+    Raises
+    ------
+    PlanError
+        If the plan is insecure or contradicts itself.
+    """
+    if len(message.labels) > _MOST_LABELS or any(len(label) > _LONGEST_LABEL for label in message.labels):
+        raise PlanError(f"the plan has more than {_MOST_LABELS} labels or one of over {_LONGEST_LABEL} characters")
+    parameters = Parameters(
+        message.parameters.degree, tuple(message.parameters.data_primes), message.parameters.special_prime
+    )
+    if not (message.logit_error_bound > 0 and message.logit_limit > 0):
+        raise PlanError("the plan states no positive error bound and logit limit")
+    return PublicPlan(
+        model=model,
+        labels=tuple(message.labels),
+        parameters=parameters,
+        input_layout=_layout_from_message(message.input_layout, parameters.slots),
+        output_layout=_layout_from_message(message.output_layout, parameters.slots),
+        input_scale=message.input_scale,
+        output_scale=message.output_scale,
+        rotation_steps=tuple(message.rotation_steps),
+        needs_relinearisation=message.needs_relinearisation,
+        logit_error_bound=message.logit_error_bound,
+        logit_limit=message.logit_limit,
+    )
+
+
+def preprocessing_to_message(preprocessing: Preprocessing) -> pb.Preprocessing:
+    """Write a preprocessing declaration as a message."""
+    return pb.Preprocessing(
+        image_size=preprocessing.image_size,
+        crop=preprocessing.crop,
+        block=preprocessing.block,
+        scale=preprocessing.scale,
+    )
+
+
+def preprocessing_from_message(message: pb.Preprocessing) -> Preprocessing:
+    """Read a preprocessing declaration from a message.
+
+    Raises
+    ------
+    PlanError
+        If the declaration contradicts itself.
+    """
+    try:
+        return Preprocessing(image_size=message.image_size, crop=message.crop, block=message.block, scale=message.scale)
+    except ValidationError as error:
+        problems = "; ".join(str(problem["msg"]) for problem in error.errors())
+        raise PlanError(f"the service declares an impossible preprocessing ({problems}); ask its operator") from None
+
+
+def _layout_to_message(layout: Layout) -> pb.Layout:
+    return pb.Layout(positions=layout.positions.tolist(), period=layout.period)
+
+
+def _layout_from_message(message: pb.Layout, slots: int) -> Layout:
+    return Layout(np.array(message.positions, dtype=np.int64), message.period, slots)

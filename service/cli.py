@@ -1,0 +1,68 @@
+"""``hemacrypt serve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from hemacrypt.errors import HemacryptError
+
+
+def serve(
+    bundles: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Model bundles to serve, written by `hemacrypt export`; default: the embedded one."),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 lets the system choose. [default: 50051]")] = None,
+    store: Annotated[Path | None, typer.Option(help="Where evaluation keys are kept.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes. [default: one per core]")] = None,
+    engine: Annotated[str | None, typer.Option(help="Engine that evaluates. [default: seal]")] = None,
+    port_file: Annotated[Path | None, typer.Option(help="Write the port here once the service is ready.")] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM certificate chain; needs --tls-key.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM private key of the certificate.")] = None,
+) -> None:
+    """Serve models over gRPC: evaluate encrypted images without being able to read them.
+
+    Every setting can also come from the environment as HEMACRYPT_<NAME>, for example HEMACRYPT_WORKERS=4.
+    """
+    from hemacrypt.embedded import bundle_path
+    from service import logs
+    from service.pool import PoolError
+    from service.server import Service
+    from service.settings import Settings
+
+    chosen: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "store": store,
+        "workers": workers,
+        "engine": engine,
+        "tls_certificate": tls_certificate,
+        "tls_key": tls_key,
+    }
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    logs.configure()
+    try:
+        settings = Settings(**chosen)
+        named = tuple(bundles or settings.bundles or (bundle_path(),))
+        settings = settings.model_copy(update={"bundles": named})
+        service = Service(settings)
+    except ValidationError as error:
+        for problem in error.errors():
+            typer.secho(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}", err=True, fg="red")
+        raise typer.Exit(2) from None
+    except (HemacryptError, PoolError, OSError) as error:
+        typer.secho(f"cannot serve: {error}", err=True, fg="red")
+        raise typer.Exit(1) from None
+
+    def tell_port() -> None:
+        if port_file:
+            scratch = port_file.with_name(port_file.name + ".new")
+            scratch.write_text(f"{service.port}\n", encoding="ascii")
+            scratch.rename(port_file)
+
+    service.run_until_told(when_ready=tell_port)

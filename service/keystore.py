@@ -1,0 +1,300 @@
+"""Evaluation keys on disk: content-addressed, resumable to upload, there again after a restart.
+
+Layout of the store::
+
+    <key set id>/keys       the blob, exactly as uploaded; its SHA-256 is the id
+    <key set id>/info.json  what it was checked for
+    <key set id>.part       an upload that is not complete, with the model's name in <key set id>.part.json
+
+A key set appears whole (a directory is renamed into place) or not at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.rpc import code_pb2
+
+from service import errors
+
+_ID = re.compile(r"[0-9a-f]{64}")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class KeySetInfo:
+    """What a stored key set is for: the model it came with, and the plans that it serves (`requirements_id`)."""
+
+    model: str
+    requirements_id: str
+
+
+@dataclass(frozen=True)
+class KeySetStatus:
+    """How much of a key set is here."""
+
+    ready: bool
+    received: int
+    model: str
+
+
+class KeyStore:
+    """Stores key sets below one directory.
+
+    Parameters
+    ----------
+    root:
+        The directory; made if it does not exist, readable by its owner alone.
+    limit:
+        Most bytes that everything in it may take.
+    idle_seconds:
+        An upload without progress for so long is deleted.
+    """
+
+    def __init__(self, root: Path, limit: int, idle_seconds: float) -> None:
+        self.root = root
+        self._limit = limit
+        self._idle_seconds = idle_seconds
+        self._lock = threading.Lock()
+        self._uploading: dict[str, int] = {}
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Delete uploads that nobody has continued for too long, and what a crash left half-made."""
+        for path in self.root.iterdir():
+            is_part = path.name.endswith(".part")
+            if path.name.startswith(".") or (is_part and time.time() - path.stat().st_mtime > self._idle_seconds):
+                self._remove(path)
+                self._remove(self._part_info(path))
+
+    def status(self, key_set_id: str) -> KeySetStatus:
+        """Tell how much of a key set is here.
+
+        Raises
+        ------
+        Refused
+            INVALID_ARGUMENT if the id is none.
+        """
+        directory, part = self._paths(key_set_id)
+        if info := self._info(directory):
+            return KeySetStatus(True, (directory / "keys").stat().st_size, info.model)
+        if part.is_file():
+            return KeySetStatus(False, part.stat().st_size, self._part_model(part))
+        return KeySetStatus(False, 0, "")
+
+    def path_of(self, key_set_id: str) -> tuple[Path, KeySetInfo]:
+        """Return the blob of a key set that is ready, and what it is for.
+
+        Raises
+        ------
+        Refused
+            NOT_FOUND if it is not here.
+        """
+        directory, _ = self._paths(key_set_id)
+        info = self._info(directory)
+        if info is None:
+            raise errors.missing(
+                "KEY_SET_NOT_FOUND",
+                "hemacrypt.v1.KeySet",
+                key_set_id,
+                f"key set {key_set_id[:12]}… is not registered here; register it and try again",
+            )
+        return directory / "keys", info
+
+    def delete(self, key_set_id: str) -> bool:
+        """Delete a key set, whole or partial; return whether there was any."""
+        directory, part = self._paths(key_set_id)
+        existed = directory.exists() or part.exists()
+        for path in (directory, part, self._part_info(part)):
+            self._remove(path)
+        return existed
+
+    @contextmanager
+    def upload(self, key_set_id: str, info: KeySetInfo, total: int, offset: int) -> Iterator[Upload]:
+        """Open an upload at an offset; only one per key set at a time.
+
+        Raises
+        ------
+        Refused
+            ABORTED if the same key set is being uploaded now, OUT_OF_RANGE if the offset is not what has arrived,
+            RESOURCE_EXHAUSTED if the store is full.
+        """
+        _, part = self._paths(key_set_id)
+        with self._lock:
+            if key_set_id in self._uploading:
+                raise errors.busy(
+                    code_pb2.ABORTED, "UPLOAD_IN_PROGRESS", "the same key set is being uploaded already", 1.0
+                )
+            received = part.stat().st_size if part.is_file() else 0
+            if offset and offset != received:
+                raise errors.Refused(
+                    code_pb2.OUT_OF_RANGE,
+                    "OFFSET_MISMATCH",
+                    f"the upload continues at {offset} but {received} bytes have arrived; continue there",
+                    received_bytes=str(received),
+                )
+            promised = sum(self._uploading.values()) + total - offset
+            if self._used() + promised > self._limit:
+                raise errors.Refused(
+                    code_pb2.RESOURCE_EXHAUSTED,
+                    "STORE_FULL",
+                    "the service has no room for this key set; delete one that is not needed or ask its operator",
+                )
+            self._uploading[key_set_id] = total - offset
+        try:
+            with self._disk_errors(part):
+                self._part_info(part).write_text(json.dumps({"model": info.model}), encoding="utf-8")
+                with part.open("r+b" if offset else "wb") as file:
+                    file.seek(offset)
+                    yield Upload(self, key_set_id, info, total, offset, file.fileno(), part)
+        finally:
+            with self._lock:
+                del self._uploading[key_set_id]
+
+    @contextmanager
+    def _disk_errors(self, part: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            self._remove(part)
+            self._remove(self._part_info(part))
+            raise errors.Refused(
+                code_pb2.RESOURCE_EXHAUSTED,
+                "STORE_FULL",
+                "the service's disk is full; nothing was stored. Try again later or ask its operator",
+            ) from None
+
+    def commit(self, key_set_id: str, info: KeySetInfo) -> None:
+        """Turn a checked upload into a key set."""
+        directory, part = self._paths(key_set_id)
+        with self._disk_errors(part):
+            staging = self.root / f".{key_set_id}"
+            self._remove(staging)
+            staging.mkdir(mode=0o700)
+            (staging / "info.json").write_text(json.dumps(info.__dict__), encoding="utf-8")
+            part.rename(staging / "keys")
+            _sync(staging)
+            self._remove(directory)
+            staging.rename(directory)
+            _sync(self.root)
+        self._remove(self._part_info(part))
+
+    def discard(self, key_set_id: str) -> None:
+        """Delete an upload that turned out to be worthless."""
+        _, part = self._paths(key_set_id)
+        self._remove(part)
+        self._remove(self._part_info(part))
+
+    def _paths(self, key_set_id: str) -> tuple[Path, Path]:
+        # The id becomes a file name, so nothing but 64 hexadecimal digits may pass.
+        if not _ID.fullmatch(key_set_id):
+            raise errors.invalid(
+                "KEY_SET_ID_INVALID", "key_set_id", "a key set's id is the SHA-256 of its bytes, 64 hexadecimal digits"
+            )
+        return self.root / key_set_id, self.root / f"{key_set_id}.part"
+
+    @staticmethod
+    def _part_info(part: Path) -> Path:
+        return part.with_name(part.name + ".json")
+
+    def _part_model(self, part: Path) -> str:
+        try:
+            return str(json.loads(self._part_info(part).read_text(encoding="utf-8"))["model"])
+        except (OSError, ValueError, KeyError):
+            return ""
+
+    @staticmethod
+    def _info(directory: Path) -> KeySetInfo | None:
+        try:
+            content = json.loads((directory / "info.json").read_text(encoding="utf-8"))
+            return KeySetInfo(model=str(content["model"]), requirements_id=str(content["requirements_id"]))
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def _used(self) -> int:
+        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+
+    @staticmethod
+    def _remove(path: Path) -> None:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class Upload:
+    """An upload in progress."""
+
+    def __init__(
+        self, store: KeyStore, key_set_id: str, info: KeySetInfo, total: int, offset: int, descriptor: int, part: Path
+    ) -> None:
+        self._store, self._key_set_id, self._info = store, key_set_id, info
+        self._total, self._received, self._descriptor = total, offset, descriptor
+        self.path = part
+
+    def write(self, chunk: bytes) -> None:
+        """Append a chunk.
+
+        Raises
+        ------
+        Refused
+            INVALID_ARGUMENT if more comes than was announced.
+        """
+        if self._received + len(chunk) > self._total:
+            self._store.discard(self._key_set_id)
+            raise errors.invalid(
+                "UPLOAD_TOO_LONG", "chunk", f"more than the announced {self._total} bytes came; start again"
+            )
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+        self._received += len(chunk)
+
+    def check_complete(self) -> None:
+        """Make sure that everything announced has arrived and hashes to its name.
+
+        Raises
+        ------
+        Refused
+            FAILED_PRECONDITION if bytes are missing (what came is kept), INVALID_ARGUMENT if the digest differs.
+        """
+        if self._received < self._total:
+            raise errors.outdated(
+                "UPLOAD_INCOMPLETE",
+                self._key_set_id,
+                f"{self._received} of {self._total} bytes have arrived and are kept; continue there",
+            )
+        os.fsync(self._descriptor)
+        with self.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != self._key_set_id:
+            self._store.discard(self._key_set_id)
+            raise errors.invalid(
+                "DIGEST_MISMATCH", "key_set_id", "the bytes that came do not hash to the key set's id; upload again"
+            )
+
+    def commit(self) -> None:
+        """Make the key set usable."""
+        self._store.commit(self._key_set_id, self._info)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

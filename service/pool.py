@@ -1,0 +1,236 @@
+"""Worker processes, one job each at a time, first come first served.
+
+Processes and not threads, because TenSEAL keeps the GIL; started by exec and never forked, because gRPC does not
+survive a fork. A worker that crashes, hangs or outgrows its memory is replaced; only its own job fails.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from service.settings import Settings
+from service.worker import LARGEST_HEADER
+
+log = structlog.get_logger()
+
+
+class PoolError(Exception):
+    """A job could not be done."""
+
+
+class QueueFullError(PoolError):
+    """Too many jobs wait already."""
+
+
+class WorkerLostError(PoolError):
+    """The worker ended or hung while it had the job."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something for a worker to do.
+
+    Attributes
+    ----------
+    kind:
+        ``predict`` or ``check_keys``.
+    model, key_set_id, keys:
+        Model, name of the key set, and file that holds it.
+    body:
+        The ciphertext, for ``predict``.
+    """
+
+    kind: str
+    model: str
+    key_set_id: str
+    keys: Path
+    body: bytes = b""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A worker's answer.
+
+    Attributes
+    ----------
+    job:
+        What was to be done.
+    header:
+        ``ok``, and ``compute_us`` or the refusal.
+    body:
+        The reply ciphertext.
+    queue_us:
+        How long the job waited.
+    """
+
+    job: Job
+    header: dict[str, Any]
+    body: bytes
+    queue_us: int
+
+
+class _Process:
+    """One worker process and the pipe to it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.forget: set[str] = set()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            arguments = {
+                "bundles": [str(path) for path in settings.bundles],
+                "engine": settings.engine,
+                "cached_keys": settings.cached_keys,
+                "memory_mb": settings.worker_memory_mb,
+            }
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "service.worker", str(theirs.fileno()), json.dumps(arguments)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        self._connection = Connection(ours.detach())
+
+    def wait_ready(self) -> None:
+        """Wait until the worker has prepared its models."""
+        self._receive(self._settings.start_seconds)
+
+    def call(self, job: Job) -> tuple[dict[str, Any], bytes]:
+        """Have a job done."""
+        header = {
+            "job": job.kind,
+            "model": job.model,
+            "key_set_id": job.key_set_id,
+            "keys": str(job.keys),
+            "forget": sorted(self.forget),
+        }
+        try:
+            self._connection.send_bytes(json.dumps(header).encode())
+            self._connection.send_bytes(job.body)
+            self.forget.clear()
+            reply = self._receive(self._settings.job_seconds)
+            return reply, self._connection.recv_bytes()
+        except (EOFError, OSError) as error:
+            raise WorkerLostError(f"worker ended with exit code {self._process.poll()}") from error
+
+    def _receive(self, seconds: float) -> dict[str, Any]:
+        try:
+            if not self._connection.poll(seconds):
+                raise WorkerLostError(f"worker gave no answer within {seconds:g} s")
+            answer: dict[str, Any] = json.loads(self._connection.recv_bytes(LARGEST_HEADER))
+        except (EOFError, OSError) as error:
+            raise WorkerLostError(f"worker ended with exit code {self._process.poll()}") from error
+        return answer
+
+    def stop(self) -> None:
+        """End the process: at once, for it holds nothing that is not elsewhere."""
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+
+
+class WorkerPool:
+    """A fixed number of workers and a bounded queue before them.
+
+    Parameters
+    ----------
+    settings:
+        Number of workers, limits, models.
+
+    Raises
+    ------
+    WorkerLostError
+        If a worker does not become ready.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._pending = 0
+        self._closed = False
+        self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        self._processes = [_Process(settings) for _ in range(settings.workers)]
+        try:
+            for process in self._processes:
+                process.wait_ready()
+                self._idle.put(process)
+        except WorkerLostError:
+            self.close()
+            raise
+        self._threads = ThreadPoolExecutor(settings.workers, thread_name_prefix="worker")
+
+    def submit(self, job: Job) -> Future[Outcome]:
+        """Queue a job; cancel the future to give the place up.
+
+        Raises
+        ------
+        QueueFullError
+            If as many jobs wait as are allowed to.
+        """
+        with self._lock:
+            if self._pending >= self._settings.workers + self._settings.queue:
+                raise QueueFullError
+            self._pending += 1
+        future = self._threads.submit(self._run, job, time.perf_counter())
+        future.add_done_callback(self._done)
+        return future
+
+    @property
+    def workers(self) -> int:
+        """How many jobs run at a time."""
+        return self._settings.workers
+
+    def forget(self, key_set_id: str) -> None:
+        """Have every worker drop a key set from memory before its next job."""
+        with self._lock:
+            for process in self._processes:
+                process.forget.add(key_set_id)
+
+    def close(self) -> None:
+        """End all workers; jobs that run fail."""
+        self._closed = True
+        for process in self._processes:
+            process.stop()
+
+    def _done(self, _: Future[Outcome]) -> None:
+        with self._lock:
+            self._pending -= 1
+
+    def _run(self, job: Job, submitted: float) -> Outcome:
+        process = self._idle.get()
+        queued = int((time.perf_counter() - submitted) * 1e6)
+        try:
+            header, body = process.call(job)
+        except WorkerLostError as error:
+            log.error("worker lost", job=job.kind, why=str(error))
+            process = self._replace(process)
+            raise
+        finally:
+            self._idle.put(process)
+        return Outcome(job, header, body, queued)
+
+    def _replace(self, lost: _Process) -> _Process:
+        lost.stop()
+        if self._closed:
+            return lost
+        fresh = _Process(self._settings)
+        with self._lock:
+            self._processes[self._processes.index(lost)] = fresh
+        try:
+            fresh.wait_ready()
+        except WorkerLostError as error:
+            # The next job finds it dead and tries again.
+            log.error("worker did not start", why=str(error))
+        return fresh

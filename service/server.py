@@ -1,0 +1,115 @@
+"""Starting and stopping the service."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from hemacrypt.errors import HemacryptError
+from hemacrypt.v1 import inference_pb2 as pb
+from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
+from service.catalogue import Model, load_models
+from service.keystore import KeyStore
+from service.pool import WorkerPool
+from service.servicer import InferenceServicer
+from service.settings import Settings
+
+log = structlog.get_logger()
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["EncryptedInference"].full_name
+# Room for the fields around a ciphertext or chunk in a message.
+_ENVELOPE = 64 * 1024
+_SMALLEST_LIMIT = 1024 * 1024
+
+
+class Service:
+    """The whole service: models, workers, key store, gRPC server.
+
+    Parameters
+    ----------
+    settings:
+        What the operator chose.
+
+    Raises
+    ------
+    HemacryptError
+        If a bundle cannot be served or the port is taken.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.models = load_models(settings.bundles)
+        self._store = KeyStore(settings.store, settings.store_limit_mb << 20, settings.upload_idle_hours * 3600)
+        # Workers first: a process that is started after gRPC has threads is asking for trouble.
+        self._pool = WorkerPool(settings)
+        self._health = health.HealthServicer()
+        # Threads only wait for workers and for the network: one for each request that may wait, and some for streams.
+        threads = ThreadPoolExecutor(settings.workers + settings.queue + 16, thread_name_prefix="rpc")
+        self._server = grpc.server(threads, options=self._options(self.models))
+        servicer = InferenceServicer(self.models, self._store, self._pool)
+        pb_grpc.add_EncryptedInferenceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        self.port = self._listen()
+
+    def _options(self, models: dict[str, Model]) -> list[tuple[str, int]]:
+        largest = max(model.largest_ciphertext for model in models.values()) + _ENVELOPE
+        return [
+            # An encrypted image in one message, and nothing much larger: gRPC's own 4 MiB would do, but is not ours.
+            ("grpc.max_receive_message_length", max(largest, _SMALLEST_LIMIT)),
+            ("grpc.max_send_message_length", max(largest, _SMALLEST_LIMIT)),
+            # More calls than can be answered are refused by gRPC itself, before they take a thread.
+            ("grpc.max_concurrent_streams", 1000),
+            # Load balancers drop silent connections after some minutes; clients may ping a little more often.
+            ("grpc.http2.min_ping_interval_without_data_ms", 60_000),
+            # Two services on one port would share requests but not keys.
+            ("grpc.so_reuseport", 0),
+        ]
+
+    def _listen(self) -> int:
+        address = f"{self.settings.host}:{self.settings.port}"
+        try:
+            if self.settings.tls_certificate and self.settings.tls_key:
+                key, chain = self.settings.tls_key.read_bytes(), self.settings.tls_certificate.read_bytes()
+                return int(self._server.add_secure_port(address, grpc.ssl_server_credentials([(key, chain)])))
+            return int(self._server.add_insecure_port(address))
+        except RuntimeError:
+            self._pool.close()
+            raise HemacryptError(f"cannot listen on {address}; choose another --port or stop what uses it") from None
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._server.start()
+        for name in ("", SERVICE_NAME):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        log.info("ready", host=self.settings.host, port=self.port, models=list(self.models))
+
+    def stop(self) -> None:
+        """Refuse new requests, let running ones finish within the grace period, end the workers."""
+        self._health.enter_graceful_shutdown()
+        self._server.stop(self.settings.grace_seconds).wait()
+        self._pool.close()
+        log.info("stopped")
+
+    def run_until_told(self, when_ready: Callable[[], None]) -> None:
+        """Serve until SIGTERM or SIGINT; call ``when_ready`` once requests are answered."""
+        told = threading.Event()
+
+        def tell(number: int, frame: FrameType | None) -> None:
+            told.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, tell)
+        self.start()
+        when_ready()
+        told.wait()
+        self.stop()

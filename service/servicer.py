@@ -1,0 +1,253 @@
+"""The methods of the service: admission first, then a worker, then the answer."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future
+from typing import Any
+
+import grpc
+from google.rpc import code_pb2
+
+from hemacrypt.v1 import inference_pb2 as pb
+from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
+from hemacrypt.wire import plan_to_message, preprocessing_to_message
+from service import errors
+from service.catalogue import Model
+from service.errors import Refused, answered, translated
+from service.keystore import KeySetInfo, KeyStore
+from service.pool import Job, Outcome, QueueFullError, WorkerLostError, WorkerPool
+
+# Between looks at whether a client that set no deadline is still there.
+_LONGEST_WAIT_SECONDS = 3600.0
+
+
+class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
+    """Implements ``hemacrypt.v1.EncryptedInference``.
+
+    Parameters
+    ----------
+    models:
+        What is served, by name.
+    store:
+        Where evaluation keys are.
+    pool:
+        Who computes.
+    """
+
+    def __init__(self, models: dict[str, Model], store: KeyStore, pool: WorkerPool) -> None:
+        self._models = models
+        self._store = store
+        self._pool = pool
+
+    @answered
+    def ListModels(  # noqa: N802 - gRPC's name
+        self, request: pb.ListModelsRequest, context: grpc.ServicerContext
+    ) -> pb.ListModelsResponse:
+        """List the models that are served."""
+        return pb.ListModelsResponse(models=[_summary(model) for model in self._models.values()])
+
+    @answered
+    def GetModel(  # noqa: N802
+        self, request: pb.GetModelRequest, context: grpc.ServicerContext
+    ) -> pb.GetModelResponse:
+        """Return the public half of a model's plan."""
+        model = self._model(request.name)
+        return pb.GetModelResponse(
+            model=_summary(model),
+            plan=plan_to_message(model.plan.public),
+            preprocessing=preprocessing_to_message(model.bundle.manifest.preprocessing),
+            largest_key_set=model.largest_key_set,
+            largest_ciphertext=model.largest_ciphertext,
+        )
+
+    @answered
+    def RegisterKeys(  # noqa: N802
+        self, request_iterator: Iterator[pb.RegisterKeysRequest], context: grpc.ServicerContext
+    ) -> pb.RegisterKeysResponse:
+        """Receive, check and store a key set."""
+        first = next(request_iterator, None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise errors.invalid("HEADER_EXPECTED", "header", "the first message of an upload must be its header")
+        header = first.header
+        model = self._model(header.model)
+        self._check_plan(model, header.plan_id)
+        if not 0 < header.total_bytes <= model.largest_key_set:
+            raise errors.invalid(
+                "KEYS_TOO_LARGE",
+                "total_bytes",
+                f"a key set of {header.total_bytes} bytes; the plan allows {model.largest_key_set}",
+            )
+        if self._store.status(header.key_set_id).ready:
+            return pb.RegisterKeysResponse(key_set_id=header.key_set_id)
+        info = KeySetInfo(model.name, model.plan.public.requirements_id)
+        with self._store.upload(header.key_set_id, info, header.total_bytes, header.offset) as upload:
+            for message in request_iterator:
+                if message.WhichOneof("part") != "chunk":
+                    raise errors.invalid("CHUNK_EXPECTED", "chunk", "after the header only chunks may follow")
+                upload.write(message.chunk)
+            upload.check_complete()
+            job = Job("check_keys", model.name, header.key_set_id, upload.path)
+            try:
+                self._outcome(self._submit(job), context)
+            except Refused as refusal:
+                if refusal.reason == "CIPHERTEXT_INVALID":
+                    self._store.discard(header.key_set_id)
+                    raise errors.invalid("KEYS_INVALID", "evaluation_keys", refusal.message) from None
+                raise
+            upload.commit()
+        return pb.RegisterKeysResponse(key_set_id=header.key_set_id)
+
+    @answered
+    def GetKeySet(  # noqa: N802
+        self, request: pb.GetKeySetRequest, context: grpc.ServicerContext
+    ) -> pb.GetKeySetResponse:
+        """Tell how much of a key set is here."""
+        status = self._store.status(request.key_set_id)
+        state = pb.KEY_SET_STATE_ABSENT
+        if status.ready:
+            state = pb.KEY_SET_STATE_READY
+        elif status.received:
+            state = pb.KEY_SET_STATE_PARTIAL
+        return pb.GetKeySetResponse(state=state, received_bytes=status.received, model=status.model)
+
+    @answered
+    def DeleteKeySet(  # noqa: N802
+        self, request: pb.DeleteKeySetRequest, context: grpc.ServicerContext
+    ) -> pb.DeleteKeySetResponse:
+        """Delete a key set from disk and from the workers' memory."""
+        existed = self._store.delete(request.key_set_id)
+        self._pool.forget(request.key_set_id)
+        return pb.DeleteKeySetResponse(existed=existed)
+
+    @answered
+    def Predict(self, request: pb.PredictRequest, context: grpc.ServicerContext) -> pb.PredictResponse:  # noqa: N802
+        """Evaluate a model on one encrypted image."""
+        future = self._admit(request)
+        # A client that hangs up gives its place in the queue to the next.
+        context.add_callback(lambda: _cancel(future))
+        return _prediction(self._outcome(future, context))
+
+    def PredictStream(  # noqa: N802
+        self, request_iterator: Iterator[pb.PredictRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.PredictStreamResponse]:
+        """Evaluate a model on many encrypted images, as many at a time as there are workers."""
+        running: deque[tuple[int, Future[Outcome] | Refused]] = deque()
+        context.add_callback(lambda: _cancel(*(entry for _, entry in list(running) if isinstance(entry, Future))))
+        ahead = self._pool.workers + 1
+        for index, request in enumerate(request_iterator):
+            running.append((index, self._admit_or_refuse(request)))
+            if len(running) >= ahead:
+                yield self._stream_reply(*running.popleft(), context)
+        while running:
+            yield self._stream_reply(*running.popleft(), context)
+
+    def _admit_or_refuse(self, request: pb.PredictRequest) -> Future[Outcome] | Refused:
+        try:
+            with translated("PredictStream"):
+                return self._admit(request)
+        except Refused as refusal:
+            return refusal
+
+    def _stream_reply(
+        self, index: int, entry: Future[Outcome] | Refused, context: grpc.ServicerContext
+    ) -> pb.PredictStreamResponse:
+        try:
+            with translated("PredictStream"):
+                if isinstance(entry, Refused):
+                    raise entry
+                return pb.PredictStreamResponse(index=index, prediction=_prediction(self._outcome(entry, context)))
+        except Refused as refusal:
+            told = pb.Refusal(code=refusal.code, reason=refusal.reason, message=refusal.message)
+            return pb.PredictStreamResponse(index=index, refusal=told)
+
+    def _admit(self, request: pb.PredictRequest) -> Future[Outcome]:
+        """Check everything that can be checked without parsing the ciphertext, then queue it."""
+        model = self._model(request.model)
+        self._check_plan(model, request.plan_id)
+        if not 0 < len(request.ciphertext) <= model.largest_ciphertext:
+            raise errors.invalid(
+                "CIPHERTEXT_INVALID",
+                "ciphertext",
+                f"{len(request.ciphertext)} bytes; expected 1 to {model.largest_ciphertext}: one encrypted image",
+            )
+        path, info = self._store.path_of(request.key_set_id)
+        if info.requirements_id != model.plan.public.requirements_id:
+            raise errors.outdated(
+                "KEYS_FOR_OTHER_PARAMETERS",
+                request.key_set_id,
+                f"the key set was made for other parameters (model {info.model}); generate keys for {model.name}",
+            )
+        return self._submit(Job("predict", model.name, request.key_set_id, path, request.ciphertext))
+
+    def _model(self, name: str) -> Model:
+        model = self._models.get(name)
+        if model is None:
+            served = ", ".join(self._models)
+            raise errors.missing(
+                "MODEL_NOT_FOUND", "hemacrypt.v1.Model", name[:64], f"no such model; this service has: {served}"
+            )
+        return model
+
+    @staticmethod
+    def _check_plan(model: Model, plan_id: str) -> None:
+        if plan_id != model.plan.public.plan_id:
+            raise errors.outdated(
+                "PLAN_CHANGED",
+                model.name,
+                f"the request follows another plan of {model.name} than the service; "
+                "call GetModel again and generate keys for its plan",
+            )
+
+    def _submit(self, job: Job) -> Future[Outcome]:
+        try:
+            return self._pool.submit(job)
+        except QueueFullError:
+            raise errors.busy(
+                code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL", "too many requests wait for a worker; try again", 1.0
+            ) from None
+
+    def _outcome(self, future: Future[Outcome], context: grpc.ServicerContext) -> Outcome:
+        """Wait for a worker's answer, no longer than the client's deadline."""
+        remaining = context.time_remaining()
+        try:
+            outcome = future.result(_LONGEST_WAIT_SECONDS if remaining is None else max(remaining, 0.0))
+        except TimeoutError:
+            future.cancel()
+            raise Refused(
+                code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline passed before the answer was ready"
+            ) from None
+        except CancelledError:
+            raise Refused(code_pb2.CANCELLED, "CANCELLED", "the client gave the request up") from None
+        except WorkerLostError:
+            raise errors.busy(
+                code_pb2.UNAVAILABLE, "WORKER_LOST", "the worker that had this request ended; try again", 2.0
+            ) from None
+        header = outcome.header
+        if header["ok"]:
+            return outcome
+        if header["refusal"] == "format":
+            raise errors.invalid("CIPHERTEXT_INVALID", header["field"], header["message"])
+        self._store.delete(outcome.job.key_set_id)
+        raise errors.missing(
+            "KEY_SET_NOT_FOUND",
+            "hemacrypt.v1.KeySet",
+            outcome.job.key_set_id,
+            "the key set was deleted or damaged on the service's disk; register it again",
+        )
+
+
+def _cancel(*futures: Future[Outcome]) -> None:
+    for future in futures:
+        future.cancel()
+
+
+def _summary(model: Model) -> pb.ModelSummary:
+    manifest: Any = model.bundle.manifest
+    return pb.ModelSummary(name=model.name, description=manifest.description, plan_id=model.plan.public.plan_id)
+
+
+def _prediction(outcome: Outcome) -> pb.PredictResponse:
+    timing = pb.Timing(queue_us=outcome.queue_us, compute_us=outcome.header["compute_us"])
+    return pb.PredictResponse(ciphertext=outcome.body, timing=timing)

@@ -1,0 +1,54 @@
+"""Settings of the service, from the command line, the environment (``HEMACRYPT_…``) or defaults."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _cores() -> int:
+    # The cores that this process may use, which in a container are fewer than the machine's.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set."""
+
+    model_config = SettingsConfigDict(env_prefix="HEMACRYPT_", frozen=True)
+
+    host: str = "127.0.0.1"
+    """Address to listen on; the default is reachable from this machine alone."""
+    port: int = Field(50051, ge=0, le=65535)
+    """Port to listen on; 0 lets the system choose."""
+    bundles: tuple[Path, ...] = ()
+    """Directories of the models to serve."""
+    store: Path = Field(default_factory=lambda: platformdirs.user_data_path("hemacrypt") / "service")
+    """Where evaluation keys are kept."""
+    engine: str = "seal"
+    """Engine that evaluates; see ``hemacrypt.engines``."""
+    workers: int = Field(default_factory=_cores, ge=1, le=256)
+    """Worker processes; each evaluates one image at a time on one core."""
+    queue: int = Field(64, ge=1, le=10_000)
+    """Requests that may wait for a worker before new ones are refused."""
+    job_seconds: float = Field(120.0, gt=0)
+    """A worker that takes longer for one job is stopped and started again."""
+    start_seconds: float = Field(120.0, gt=0)
+    """How long a worker may take to become ready."""
+    cached_keys: int = Field(8, ge=1, le=1000)
+    """Key sets that each worker keeps loaded; one takes about 75 MB for the leukaemia model."""
+    worker_memory_mb: int = Field(4096, ge=512)
+    """Address space that a worker may use; beyond it, it is stopped and started again."""
+    store_limit_mb: int = Field(20_000, ge=1)
+    """Disk space that evaluation keys may take."""
+    upload_idle_hours: float = Field(24.0, gt=0)
+    """An unfinished upload is deleted after this time without progress."""
+    grace_seconds: float = Field(20.0, ge=0)
+    """How long running requests may finish when the service is told to stop."""
+    tls_certificate: Path | None = None
+    """PEM certificate chain; with `tls_key` the service speaks TLS."""
+    tls_key: Path | None = None
+    """PEM private key of the certificate."""

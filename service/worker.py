@@ -1,0 +1,108 @@
+"""A worker process: plans the models, keeps clients' keys loaded, evaluates one image at a time.
+
+It speaks with the service over one end of a socket pair, in pairs of frames: a JSON header and a body. Nothing is
+pickled. Bytes that strangers sent are parsed here and not in the service, under limits on memory, so that the worst
+they can do is to end this process.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections import OrderedDict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from hemacrypt.engines import Engine, encrypted_engine
+from hemacrypt.errors import FormatError
+from hemacrypt.evaluation_keys import EvaluationKeys, key_set_id
+from service.catalogue import load_models
+
+# Largest header; bodies are bounded by what the service accepts from the wire.
+LARGEST_HEADER = 64 * 1024
+
+
+class KeysDamagedError(Exception):
+    """A stored key set no longer hashes to its name."""
+
+
+class Worker:
+    """What a worker process does.
+
+    Parameters
+    ----------
+    bundles:
+        Directories of the models.
+    engine:
+        Name of the engine.
+    cached_keys:
+        How many key sets stay loaded.
+    """
+
+    def __init__(self, bundles: list[Path], engine: str, cached_keys: int) -> None:
+        models = load_models(bundles)
+        self._engines: dict[str, Engine[Any]] = {
+            name: encrypted_engine(engine, model.plan) for name, model in models.items()
+        }
+        self._cached_keys = cached_keys
+        self._keys: OrderedDict[tuple[str, str], Any] = OrderedDict()
+
+    def handle(self, header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        """Do one job and return the reply's header and body; a refusal is a reply too."""
+        for forgotten in header["forget"]:
+            for known in [key for key in self._keys if key[1] == forgotten]:
+                del self._keys[known]
+        try:
+            keys = self._load_keys(header["model"], header["key_set_id"], Path(header["keys"]))
+            if header["job"] == "check_keys":
+                return {"ok": True}, b""
+            started = time.perf_counter()
+            reply = self._engines[header["model"]].evaluate(body, keys)
+            return {"ok": True, "compute_us": int((time.perf_counter() - started) * 1e6)}, reply
+        except FormatError as error:
+            return {"ok": False, "refusal": "format", "field": error.field, "message": str(error)}, b""
+        except KeysDamagedError:
+            return {"ok": False, "refusal": "damaged"}, b""
+        except FileNotFoundError:
+            return {"ok": False, "refusal": "missing"}, b""
+
+    def _load_keys(self, model: str, wanted: str, path: Path) -> Any:
+        known = (model, wanted)
+        if known not in self._keys:
+            blob = path.read_bytes()
+            if key_set_id(blob) != wanted:
+                raise KeysDamagedError
+            keys = self._engines[model].load_keys(EvaluationKeys.from_bytes(blob))
+            while len(self._keys) >= self._cached_keys:
+                self._keys.popitem(last=False)
+            self._keys[known] = keys
+        self._keys.move_to_end(known)
+        return self._keys[known]
+
+
+def main() -> None:
+    """Serve jobs until the service closes its end. Started as ``python -m service.worker DESCRIPTOR SETTINGS``."""
+    connection = Connection(int(sys.argv[1]))
+    settings = json.loads(sys.argv[2])
+    limit = settings["memory_mb"] << 20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    # A core dump would write clients' keys and the model to disk.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    worker = Worker([Path(path) for path in settings["bundles"]], settings["engine"], settings["cached_keys"])
+    connection.send_bytes(json.dumps({"ready": True}).encode())
+    while True:
+        try:
+            header = json.loads(connection.recv_bytes(LARGEST_HEADER))
+            body = connection.recv_bytes()
+        except EOFError:
+            return
+        reply, content = worker.handle(header, body)
+        connection.send_bytes(json.dumps(reply).encode())
+        connection.send_bytes(content)
+
+
+if __name__ == "__main__":
+    main()
