@@ -37,8 +37,8 @@ def draw(answers: Sequence[Answer], report: dict[str, Any], labels: Sequence[str
     figure = Figure(figsize=(13, 9.5), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(
-        f"Hemacrypt: {report['images']} encrypted cells of held-out subjects — "
-        f"accuracy {report['encrypted_accuracy']:.1%} encrypted, {report['clear_accuracy']:.1%} clear, {report['disagreements']} disagreements"
+        f"Hemacrypt: {report['images']} encrypted cells of held-out subjects, {report['disagreements']} disagreements\n"
+        f"accuracy {report['encrypted_accuracy']:.1%} encrypted, {report['clear_accuracy']:.1%} clear"
     )
     grid = figure.add_gridspec(_ROWS + 1, _COLUMNS, height_ratios=[1] * _ROWS + [1.5])
     chosen = np.linspace(0, len(answers) - 1, min(len(answers), _COLUMNS * _ROWS)).astype(int)
@@ -91,5 +91,6 @@ def _draw_times(axes: Any, report: dict[str, Any]) -> None:
     medians = [report["ms"][stage]["median"] for stage in stages]
     over = [report["ms"][stage]["p95"] - report["ms"][stage]["median"] for stage in stages]
     bars = axes.bar(stages, medians, yerr=[np.zeros(len(stages)), over], color=_BLUE, capsize=4)
-    axes.bar_label(bars, labels=[f"{value:.0f}" for value in medians], label_type="center", color="white")
+    axes.bar_label(bars, labels=[f"{value:.0f}" for value in medians], padding=6)
+    axes.margins(y=0.12)
     axes.set(title="Time of one image, median and p95", ylabel="milliseconds")

@@ -184,8 +184,7 @@ class Convolution:
     def describe(self) -> str:
         """Say in a few words what the layer is."""
         out, into, height, width = self.kernel.shape
-        shape = "×".join(map(str, self.output_shape))
-        return f"conv {height}×{width}/{self.stride} {into}→{out} ({shape})"
+        return f"conv {height}×{width}/{self.stride} {into}→{out}"
 
 
 Linear = Dense | Convolution

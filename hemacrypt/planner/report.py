@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -26,12 +27,16 @@ def full_ciphertext_bytes(parameters: Parameters, level: int) -> int:
     return 2 * seeded_ciphertext_bytes(parameters, level)
 
 
+def one_key_bytes(parameters: Parameters) -> int:
+    """Estimate the bytes of one seeded key-switching key on the wire: a polynomial for each digit and prime."""
+    digits = len(parameters.data_primes)
+    return round(digits * _BYTES_PER_RESIDUE * parameters.degree * (digits + 1))
+
+
 def evaluation_key_bytes(plan: Plan) -> int:
     """Estimate the bytes of the seeded evaluation keys on the wire."""
-    parameters = plan.parameters
-    digits = len(parameters.data_primes)
     keys = len(plan.public.rotation_steps) + int(plan.public.needs_relinearisation)
-    return round(keys * digits * _BYTES_PER_RESIDUE * parameters.degree * (digits + 1))
+    return keys * one_key_bytes(plan.parameters)
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -46,6 +51,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             "weight_scale_bits": round(math.log2(step.weight_scale), 2) if isinstance(step, LinearStep) else None,
             "output_scale_bits": round(math.log2(step.output_scale), 2),
             "rotations": len(step.rotation_steps),
+            "keys": len(set(step.rotation_steps)) if isinstance(step, LinearStep) else 1,
             "multiplications": step.multiplications,
             "largest_value": peak,
             "error": error,
@@ -87,27 +93,40 @@ def show(plan: Plan, console: Console) -> None:
         f"[bold]{told['model']}[/]: CKKS, degree N = {told['degree']}, {told['slots']} slots, "
         f"{len(told['data_primes'])} data primes and a special one, {told['modulus_bits']} bits, 128-bit security"
     )
-    table = Table(title="One encrypted image, layer by layer", title_justify="left")
-    for heading in ("layer", "level", "scale in", "weights", "scale out", "rotations", "products"):
-        table.add_column(heading, justify="left" if heading == "layer" else "right")
-    for heading in ("largest value", "error (1 s.d.)", "ms (SEAL)", "ciphertext"):
-        table.add_column(heading, justify="right")
-    for step in told["steps"]:
-        weights = "" if step["weight_scale_bits"] is None else f"2^{step['weight_scale_bits']:g}"
-        table.add_row(
-            step["name"],
-            str(step["level"]),
-            f"2^{step['input_scale_bits']:g}",
-            weights,
-            f"2^{step['output_scale_bits']:g}",
-            str(step["rotations"]),
-            str(step["multiplications"]),
-            f"{step['largest_value']:.3g}",
-            f"{step['error']:.1e}",
-            f"{step['estimated_ms']:.0f}",
-            f"{step['ciphertext_bytes'] / 1e3:.0f} kB",
-        )
-    console.print(table)
+    _table(
+        console,
+        "What happens to the numbers",
+        ("step", "level", "scale in", "weights", "scale out", "largest value", "error, 1 s.d."),
+        [
+            (
+                step["name"],
+                f"{step['level']} → {step['level'] - 1}",
+                f"2^{step['input_scale_bits']:.2f}",
+                "" if step["weight_scale_bits"] is None else f"2^{step['weight_scale_bits']:.2f}",
+                f"2^{step['output_scale_bits']:.2f}",
+                f"{step['largest_value']:.3g}",
+                f"{step['error']:.1e}",
+            )
+            for step in told["steps"]
+        ],
+    )
+    key_megabytes = one_key_bytes(plan.parameters) / 1e6
+    _table(
+        console,
+        "What it costs",
+        ("step", "rotations", "multiplications", "ms (SEAL, one core)", "input kB", "keys MB, shared"),
+        [
+            (
+                step["name"],
+                str(step["rotations"]),
+                str(step["multiplications"]),
+                f"{step['estimated_ms']:.0f}",
+                f"{step['ciphertext_bytes'] / 1e3:.0f}",
+                f"{step['keys'] * key_megabytes:.1f}",
+            )
+            for step in told["steps"]
+        ],
+    )
     sizes = told["bytes"]
     console.print(
         f"On the wire, about: image up {sizes['upload'] / 1e3:.0f} kB (seeded), reply {sizes['reply'] / 1e3:.0f} kB, "
@@ -122,3 +141,12 @@ def show(plan: Plan, console: Console) -> None:
     )
     for reason in told["reasons"]:
         console.print(f"· {reason}", highlight=False)
+
+
+def _table(console: Console, title: str, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
