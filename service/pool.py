@@ -214,8 +214,9 @@ class WorkerPool:
         try:
             header, body = process.call(job)
         except WorkerLostError as error:
-            log.error("worker lost", job=job.kind, why=str(error))
-            process = self._replace(process)
+            if not self._closed:
+                log.error("worker lost", job=job.kind, why=str(error))
+                process = self._replace(process)
             raise
         finally:
             self._idle.put(process)
@@ -223,8 +224,6 @@ class WorkerPool:
 
     def _replace(self, lost: _Process) -> _Process:
         lost.stop()
-        if self._closed:
-            return lost
         fresh = _Process(self._settings)
         with self._lock:
             self._processes[self._processes.index(lost)] = fresh

@@ -19,7 +19,7 @@ from service.errors import Refused, answered, translated
 from service.keystore import KeySetInfo, KeyStore
 from service.pool import Job, Outcome, QueueFullError, WorkerLostError, WorkerPool
 
-# Between looks at whether a client that set no deadline is still there.
+# A request without a deadline is given up after this time; the queue is never that long.
 _LONGEST_WAIT_SECONDS = 3600.0
 
 
@@ -210,9 +210,11 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
 
     def _outcome(self, future: Future[Outcome], context: grpc.ServicerContext) -> Outcome:
         """Wait for a worker's answer, no longer than the client's deadline."""
+        # Without a deadline gRPC says None, or a number of seconds that no clock can hold.
         remaining = context.time_remaining()
+        seconds = _LONGEST_WAIT_SECONDS if remaining is None else min(max(remaining, 0.0), _LONGEST_WAIT_SECONDS)
         try:
-            outcome = future.result(_LONGEST_WAIT_SECONDS if remaining is None else max(remaining, 0.0))
+            outcome = future.result(seconds)
         except TimeoutError:
             future.cancel()
             raise Refused(
