@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
@@ -280,7 +281,11 @@ class Client:
         ciphertext = holder.encrypt(self.preprocessing(image))
         encrypt_ms = (time.perf_counter() - started) * 1e3
         request = pb.PredictRequest(
-            model=self.model, plan_id=self.plan.plan_id, key_set_id=key_set_id, ciphertext=ciphertext
+            model=self.model,
+            plan_id=self.plan.plan_id,
+            key_set_id=key_set_id,
+            ciphertext=ciphertext,
+            ciphertext_sha256=hashlib.sha256(ciphertext).hexdigest(),
         )
         return request, encrypt_ms
 
@@ -293,6 +298,8 @@ class Client:
         self, name: str, request: pb.PredictRequest, encrypt_ms: float, answer: pb.PredictResponse, elapsed_ms: float
     ) -> Prediction:
         started = time.perf_counter()
+        if hashlib.sha256(answer.ciphertext).hexdigest() != answer.ciphertext_sha256:
+            raise ReplyError(f"the answer for {name} was damaged on the way; ask again")
         try:
             logits = self._holder().decrypt(answer.ciphertext)
         except FormatError as error:

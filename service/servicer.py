@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
@@ -172,6 +173,12 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
                 "ciphertext",
                 f"{len(request.ciphertext)} bytes; expected 1 to {model.largest_ciphertext}: one encrypted image",
             )
+        if hashlib.sha256(request.ciphertext).hexdigest() != request.ciphertext_sha256:
+            raise errors.invalid(
+                "DIGEST_MISMATCH",
+                "ciphertext_sha256",
+                "the ciphertext does not hash to the digest sent with it; it was damaged on the way: send it again",
+            )
         path, info = self._store.path_of(request.key_set_id)
         if info.requirements_id != model.plan.public.requirements_id:
             raise errors.outdated(
@@ -252,4 +259,5 @@ def _summary(model: Model) -> pb.ModelSummary:
 
 def _prediction(outcome: Outcome) -> pb.PredictResponse:
     timing = pb.Timing(queue_us=outcome.queue_us, compute_us=outcome.header["compute_us"])
-    return pb.PredictResponse(ciphertext=outcome.body, timing=timing)
+    digest = hashlib.sha256(outcome.body).hexdigest()
+    return pb.PredictResponse(ciphertext=outcome.body, timing=timing, ciphertext_sha256=digest)

@@ -49,13 +49,15 @@ def test_stream_gives_the_same_answers_in_order(client: Client, cells: list[Samp
 
 def test_stream_goes_on_after_a_refused_image(client: Client, address: str, cells: list[SampleCell]) -> None:
     good, _ = client._request(cells[0].path)
-    bad = pb.PredictRequest(model=good.model, plan_id=good.plan_id, key_set_id=good.key_set_id, ciphertext=b"nonsense")
+    bad = pb.PredictRequest()
+    bad.CopyFrom(good)
+    bad.ciphertext += b"more"
     with grpc.insecure_channel(address) as channel:
         stub = pb_grpc.EncryptedInferenceStub(channel)  # type: ignore[no-untyped-call]
         replies = list(stub.PredictStream(iter([good, bad, good]), timeout=60))
     assert [reply.index for reply in replies] == [0, 1, 2]
     assert [reply.WhichOneof("result") for reply in replies] == ["prediction", "refusal", "prediction"]
-    assert replies[1].refusal.reason == "CIPHERTEXT_INVALID"
+    assert replies[1].refusal.reason == "DIGEST_MISMATCH"
 
 
 def test_stream_reports_an_unreadable_image(client: Client, cells: list[SampleCell], tmp_path: Path) -> None:

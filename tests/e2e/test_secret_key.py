@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,7 +81,10 @@ def _messages() -> Iterator[Descriptor]:
 
 def test_no_message_could_carry_a_secret_key() -> None:
     carrying = {
-        field.full_name for message in _messages() for field in message.fields if field.type == FieldDescriptor.TYPE_BYTES
+        field.full_name
+        for message in _messages()
+        for field in message.fields
+        if field.type == FieldDescriptor.TYPE_BYTES
     }
     assert carrying == set(_BYTES_FIELDS)
     for message in _messages():
@@ -103,6 +107,7 @@ def test_a_secret_key_in_the_place_of_an_evaluation_key_is_refused_and_not_kept(
 def test_a_secret_key_in_the_place_of_a_ciphertext_is_refused(client: Client, cells: list[SampleCell]) -> None:
     request, _ = client._request(cells[0].path)
     request.ciphertext = client._holder().secret_bytes()
+    request.ciphertext_sha256 = hashlib.sha256(request.ciphertext).hexdigest()
     with pytest.raises(RequestRefusedError) as refused:
         client._predict_once(request)
     assert refused.value.reason == "CIPHERTEXT_INVALID"
