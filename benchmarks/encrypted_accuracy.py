@@ -130,9 +130,9 @@ def main(
     console.print_json(json.dumps(report))
     console.print(
         f"{protocol}: accuracy {report['encrypted']['accuracy']:.2%} encrypted, "
-        f"{report['clear']['accuracy']:.2%} clear, {report['disagreements']} disagreements on {len(images)} images; written: {out}"
+        f"{report['clear']['accuracy']:.2%} clear, {report['disagreements']} disagreements on {len(images)} images"
     )
-    console.print(DISCLAIMER)
+    console.print(f"written: {out}. {DISCLAIMER}")
     sys.exit(0 if report["disagreements"] == 0 else 1)
 
 

@@ -40,6 +40,12 @@ class Preprocessing(BaseModel):
     crop: int = Field(320, ge=1, description="width and height of the centred crop, in pixels")
     block: int = Field(10, ge=1, description="width and height of the blocks that become one pixel")
     scale: float = Field(1.0 / 255.0, gt=0, allow_inf_nan=False, description="factor from 0..255 to network input")
+    largest_mean: float = Field(
+        255.0,
+        gt=0,
+        le=255,
+        description="mean level of a reduced image above which it is no cell of the kind trained on",
+    )
 
     @model_validator(mode="after")
     def _geometry(self) -> Preprocessing:
@@ -135,9 +141,16 @@ class Preprocessing(BaseModel):
         """
         if isinstance(image, (str, Path)):
             image = read_pixels(Path(image), self.image_size)
-        if image.shape == (self.size, self.size, 3):
-            return self.normalise(image)
-        return self.normalise(self.reduce(image))
+        reduced = image if image.shape == (self.size, self.size, 3) else self.reduce(image)
+        values = self.normalise(reduced)
+        mean = float(reduced.mean())
+        if mean > self.largest_mean:
+            # Far outside the training data the squares grow so large that the last modulus no longer holds the logits.
+            raise ImageError(
+                f"the image's mean level is {mean:.0f} of 255, beyond {self.largest_mean:.0f}, the most that a cell of "
+                "the training data has; expected one segmented cell on black: remove the background first"
+            )
+        return values
 
 
 def read_pixels(path: Path, image_size: int) -> Pixels:

@@ -17,6 +17,8 @@ from hemacrypt.plan import Parameters
 # The last modulus holds logits 2^4 times as large as the largest that calibration saw.
 HEADROOM_BITS = 4
 _SMALLEST_SCALE, _LARGEST_SCALE = 2.0**12, 2.0**60
+# Values smaller than this are as good as zero; keeps logarithms finite.
+_SMALLEST_PEAK = 2.0**-20
 
 
 def output_scale(parameters: Parameters, logit_peak: float) -> float:
@@ -27,7 +29,7 @@ def output_scale(parameters: Parameters, logit_peak: float) -> float:
     PlanError
         If the logits are so large that nothing is left for precision.
     """
-    room = math.log2(parameters.data_primes[0]) - 1 - HEADROOM_BITS - math.log2(max(logit_peak, 2.0**-20))
+    room = math.log2(parameters.data_primes[0]) - 1 - HEADROOM_BITS - math.log2(max(logit_peak, _SMALLEST_PEAK))
     if room < math.log2(_SMALLEST_SCALE):
         raise PlanError(
             f"logits up to {logit_peak:.3g} leave {room:.0f} bits of precision in the last prime; scale the last layer "
@@ -70,7 +72,7 @@ def fits(parameters: Parameters, choices: Sequence[float], peaks: Sequence[float
         level = parameters.top_level - index
         inner = source * (weight if index % 2 == 0 else source)
         # A product has the values of its output, but at the scale and modulus from before the rescale.
-        largest = max(peaks[index + 1], 1.0) * inner * 2.0 ** (HEADROOM_BITS + 1)
+        largest = max(peaks[index + 1], _SMALLEST_PEAK) * inner * 2.0 ** (HEADROOM_BITS + 1)
         if math.log2(largest) >= parameters.bits_at(level) + 1e-9:
             return False
         scales = (source, target) if index % 2 else (source, weight, target)
