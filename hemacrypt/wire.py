@@ -72,6 +72,7 @@ def preprocessing_to_message(preprocessing: Preprocessing) -> pb.Preprocessing:
         crop=preprocessing.crop,
         block=preprocessing.block,
         scale=preprocessing.scale,
+        largest_mean=preprocessing.largest_mean,
     )
 
 
@@ -84,7 +85,13 @@ def preprocessing_from_message(message: pb.Preprocessing) -> Preprocessing:
         If the declaration contradicts itself.
     """
     try:
-        return Preprocessing(image_size=message.image_size, crop=message.crop, block=message.block, scale=message.scale)
+        return Preprocessing(
+            image_size=message.image_size,
+            crop=message.crop,
+            block=message.block,
+            scale=message.scale,
+            largest_mean=message.largest_mean,
+        )
     except ValidationError as error:
         problems = "; ".join(str(problem["msg"]) for problem in error.errors())
         raise PlanError(f"the service declares an impossible preprocessing ({problems}); ask its operator") from None
