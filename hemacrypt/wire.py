@@ -12,6 +12,8 @@ from hemacrypt.v1 import inference_pb2 as pb
 
 # No network of the family has more logits, and a label is a word; bounds what a stranger's plan may make us build.
 _MOST_LABELS, _LONGEST_LABEL = 4096, 200
+# Each rotation is a Galois key of megabytes; a plan that wants more than this is an attack on the client's memory.
+_MOST_ROTATIONS = 256
 
 
 def plan_to_message(plan: PublicPlan) -> pb.PublicPlan:
@@ -45,6 +47,10 @@ def plan_from_message(message: pb.PublicPlan, model: str) -> PublicPlan:
     """
     if len(message.labels) > _MOST_LABELS or any(len(label) > _LONGEST_LABEL for label in message.labels):
         raise PlanError(f"the plan has more than {_MOST_LABELS} labels or one of over {_LONGEST_LABEL} characters")
+    if len(message.rotation_steps) > _MOST_ROTATIONS:
+        raise PlanError(
+            f"the plan wants {len(message.rotation_steps)} rotation keys; at most {_MOST_ROTATIONS} are made"
+        )
     parameters = Parameters(
         message.parameters.degree, tuple(message.parameters.data_primes), message.parameters.special_prime
     )

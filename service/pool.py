@@ -158,6 +158,7 @@ class WorkerPool:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
         self._pending = 0
         self._closed = False
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
@@ -171,16 +172,24 @@ class WorkerPool:
             raise
         self._threads = ThreadPoolExecutor(settings.workers, thread_name_prefix="worker")
 
-    def submit(self, job: Job) -> Future[Outcome]:
+    def submit(self, job: Job, wait_seconds: float = 0.0) -> Future[Outcome]:
         """Queue a job; cancel the future to give the place up.
+
+        Parameters
+        ----------
+        job:
+            What is to be done.
+        wait_seconds:
+            How long to wait for a place in the queue.
 
         Raises
         ------
         QueueFullError
-            If as many jobs wait as are allowed to.
+            If as many jobs wait as are allowed to, and no place becomes free in time.
         """
-        with self._lock:
-            if self._pending >= self._settings.workers + self._settings.queue:
+        most = self._settings.workers + self._settings.queue
+        with self._room:
+            if not self._room.wait_for(lambda: self._pending < most, wait_seconds):
                 raise QueueFullError
             self._pending += 1
         future = self._threads.submit(self._run, job, time.perf_counter())
@@ -205,8 +214,9 @@ class WorkerPool:
             process.stop()
 
     def _done(self, _: Future[Outcome]) -> None:
-        with self._lock:
+        with self._room:
             self._pending -= 1
+            self._room.notify()
 
     def _run(self, job: Job, submitted: float) -> Outcome:
         process = self._idle.get()

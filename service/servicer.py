@@ -9,6 +9,7 @@ from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import grpc
+import structlog
 from google.rpc import code_pb2
 
 from hemacrypt.v1 import inference_pb2 as pb
@@ -19,6 +20,8 @@ from service.catalogue import Model
 from service.errors import Refused, answered, translated
 from service.keystore import KeySetInfo, KeyStore
 from service.pool import Job, Outcome, QueueFullError, WorkerLostError, WorkerPool
+
+log = structlog.get_logger()
 
 # A request without a deadline is given up after this time; the queue is never that long.
 _LONGEST_WAIT_SECONDS = 3600.0
@@ -138,16 +141,17 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
         context.add_callback(lambda: _cancel(*(entry for _, entry in list(running) if isinstance(entry, Future))))
         ahead = self._pool.workers + 1
         for index, request in enumerate(request_iterator):
-            running.append((index, self._admit_or_refuse(request)))
+            running.append((index, self._admit_or_refuse(request, context)))
             if len(running) >= ahead:
                 yield self._stream_reply(*running.popleft(), context)
         while running:
             yield self._stream_reply(*running.popleft(), context)
 
-    def _admit_or_refuse(self, request: pb.PredictRequest) -> Future[Outcome] | Refused:
+    def _admit_or_refuse(self, request: pb.PredictRequest, context: grpc.ServicerContext) -> Future[Outcome] | Refused:
         try:
             with translated("PredictStream"):
-                return self._admit(request)
+                # A stream holds its client back by itself, so a full queue makes it wait instead of refusing.
+                return self._admit(request, wait_seconds=_remaining(context))
         except Refused as refusal:
             return refusal
 
@@ -163,7 +167,7 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
             told = pb.Refusal(code=refusal.code, reason=refusal.reason, message=refusal.message)
             return pb.PredictStreamResponse(index=index, refusal=told)
 
-    def _admit(self, request: pb.PredictRequest) -> Future[Outcome]:
+    def _admit(self, request: pb.PredictRequest, wait_seconds: float = 0.0) -> Future[Outcome]:
         """Check everything that can be checked without parsing the ciphertext, then queue it."""
         model = self._model(request.model)
         self._check_plan(model, request.plan_id)
@@ -186,7 +190,7 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
                 request.key_set_id,
                 f"the key set was made for other parameters (model {info.model}); generate keys for {model.name}",
             )
-        return self._submit(Job("predict", model.name, request.key_set_id, path, request.ciphertext))
+        return self._submit(Job("predict", model.name, request.key_set_id, path, request.ciphertext), wait_seconds)
 
     def _model(self, name: str) -> Model:
         model = self._models.get(name)
@@ -207,9 +211,9 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
                 "call GetModel again and generate keys for its plan",
             )
 
-    def _submit(self, job: Job) -> Future[Outcome]:
+    def _submit(self, job: Job, wait_seconds: float = 0.0) -> Future[Outcome]:
         try:
-            return self._pool.submit(job)
+            return self._pool.submit(job, wait_seconds)
         except QueueFullError:
             raise errors.busy(
                 code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL", "too many requests wait for a worker; try again", 1.0
@@ -217,11 +221,8 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
 
     def _outcome(self, future: Future[Outcome], context: grpc.ServicerContext) -> Outcome:
         """Wait for a worker's answer, no longer than the client's deadline."""
-        # Without a deadline gRPC says None, or a number of seconds that no clock can hold.
-        remaining = context.time_remaining()
-        seconds = _LONGEST_WAIT_SECONDS if remaining is None else min(max(remaining, 0.0), _LONGEST_WAIT_SECONDS)
         try:
-            outcome = future.result(seconds)
+            outcome = future.result(_remaining(context))
         except TimeoutError:
             future.cancel()
             raise Refused(
@@ -247,6 +248,13 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
         )
 
 
+def _remaining(context: grpc.ServicerContext) -> float:
+    """Return the seconds until the client's deadline."""
+    # Without a deadline gRPC says None, or a number of seconds that no clock can hold.
+    remaining = context.time_remaining()
+    return _LONGEST_WAIT_SECONDS if remaining is None else min(max(remaining, 0.0), _LONGEST_WAIT_SECONDS)
+
+
 def _cancel(*futures: Future[Outcome]) -> None:
     for future in futures:
         future.cancel()
@@ -259,5 +267,6 @@ def _summary(model: Model) -> pb.ModelSummary:
 
 def _prediction(outcome: Outcome) -> pb.PredictResponse:
     timing = pb.Timing(queue_us=outcome.queue_us, compute_us=outcome.header["compute_us"])
+    log.info("answered", model=outcome.job.model, queue_us=timing.queue_us, compute_us=timing.compute_us)
     digest = hashlib.sha256(outcome.body).hexdigest()
     return pb.PredictResponse(ciphertext=outcome.body, timing=timing, ciphertext_sha256=digest)
