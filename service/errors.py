@@ -99,6 +99,11 @@ def translated(method: str) -> Iterator[None]:
     except Refused as refusal:
         log.info("refused", method=method, reason=refusal.reason)
         raise
+    except grpc.RpcError:
+        # What reading from a client raises when it has hung up, or was silent for too long.
+        raise Refused(
+            code_pb2.CANCELLED, "CANCELLED", "the client gave the request up, or was silent for too long"
+        ) from None
     except Exception as error:
         incident = secrets.token_hex(8)
         # Types and places only: an exception's text may quote what it stumbled over.

@@ -29,6 +29,8 @@ from google.rpc import code_pb2
 from service import errors
 
 _ID = re.compile(r"[0-9a-f]{64}")
+_STAGING = re.compile(r"\.[0-9a-f]{64}")
+_PART = re.compile(r"[0-9a-f]{64}\.part")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -72,12 +74,23 @@ class KeyStore:
         self.sweep()
 
     def sweep(self) -> None:
-        """Delete uploads that nobody has continued for too long, and what a crash left half-made."""
-        for path in self.root.iterdir():
-            is_part = path.name.endswith(".part")
-            if path.name.startswith(".") or (is_part and time.time() - path.stat().st_mtime > self._idle_seconds):
-                self._remove(path)
-                self._remove(self._part_info(path))
+        """Delete uploads that nobody has continued for too long, and what a crash left half-made.
+
+        Only names that the store itself gives are touched: the directory may be one that holds other things too.
+        """
+        with self._lock:
+            for path in self.root.iterdir():
+                if _STAGING.fullmatch(path.name):
+                    self._remove(path)
+                elif _PART.fullmatch(path.name) and path.name[:64] not in self._uploading and self._is_idle(path):
+                    self._remove(path)
+                    self._remove(self._part_info(path))
+
+    def _is_idle(self, path: Path) -> bool:
+        try:
+            return time.time() - path.stat().st_mtime > self._idle_seconds
+        except FileNotFoundError:
+            return False
 
     def status(self, key_set_id: str) -> KeySetStatus:
         """Tell how much of a key set is here.
@@ -114,12 +127,27 @@ class KeyStore:
         return directory / "keys", info
 
     def delete(self, key_set_id: str) -> bool:
-        """Delete a key set, whole or partial; return whether there was any."""
+        """Delete a key set, whole or partial; return whether there was any.
+
+        Raises
+        ------
+        Refused
+            ABORTED while it is being uploaded.
+        """
         directory, part = self._paths(key_set_id)
-        existed = directory.exists() or part.exists()
-        for path in (directory, part, self._part_info(part)):
-            self._remove(path)
+        with self._lock:
+            if key_set_id in self._uploading:
+                raise _in_progress()
+            existed = directory.exists() or part.exists()
+            for path in (directory, part, self._part_info(part)):
+                self._remove(path)
         return existed
+
+    def delete_if_damaged(self, key_set_id: str) -> None:
+        """Delete a key set whose bytes no longer hash to its name."""
+        path = self._paths(key_set_id)[0] / "keys"
+        if path.is_file() and _sha256(path) != key_set_id:
+            self.delete(key_set_id)
 
     @contextmanager
     def upload(self, key_set_id: str, info: KeySetInfo, total: int, offset: int) -> Iterator[Upload]:
@@ -132,13 +160,12 @@ class KeyStore:
             RESOURCE_EXHAUSTED if the store is full.
         """
         _, part = self._paths(key_set_id)
+        self.sweep()
         with self._lock:
             if key_set_id in self._uploading:
-                raise errors.busy(
-                    code_pb2.ABORTED, "UPLOAD_IN_PROGRESS", "the same key set is being uploaded already", 1.0
-                )
+                raise _in_progress()
             received = part.stat().st_size if part.is_file() else 0
-            if offset and offset != received:
+            if offset and (offset != received or offset > total):
                 raise errors.Refused(
                     code_pb2.OUT_OF_RANGE,
                     "OFFSET_MISMATCH",
@@ -279,9 +306,7 @@ class Upload:
                 f"{self._received} of {self._total} bytes have arrived and are kept; continue there",
             )
         os.fsync(self._descriptor)
-        with self.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != self._key_set_id:
+        if _sha256(self.path) != self._key_set_id:
             self._store.discard(self._key_set_id)
             raise errors.invalid(
                 "DIGEST_MISMATCH", "key_set_id", "the bytes that came do not hash to the key set's id; upload again"
@@ -290,6 +315,15 @@ class Upload:
     def commit(self) -> None:
         """Make the key set usable."""
         self._store.commit(self._key_set_id, self._info)
+
+
+def _in_progress() -> errors.Refused:
+    return errors.busy(code_pb2.ABORTED, "UPLOAD_IN_PROGRESS", "the same key set is being uploaded right now", 1.0)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(directory: Path) -> None:

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,6 +27,9 @@ from service.settings import Settings
 from service.worker import LARGEST_HEADER
 
 log = structlog.get_logger()
+
+# Names of key sets that fit a job's header with room to spare.
+_MOST_FORGOTTEN = 200
 
 
 class PoolError(Exception):
@@ -87,6 +92,7 @@ class _Process:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._jobs = 0
         self.forget: set[str] = set()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -97,42 +103,68 @@ class _Process:
                 "memory_mb": settings.worker_memory_mb,
             }
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "service.worker", str(theirs.fileno()), json.dumps(arguments)],
+                [sys.executable, "-P", "-m", "service.worker", str(theirs.fileno()), json.dumps(arguments)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
         self._connection = Connection(ours.detach())
 
     def wait_ready(self) -> None:
-        """Wait until the worker has prepared its models."""
-        self._receive(self._settings.start_seconds)
+        """Wait until the worker has prepared its models.
+
+        Raises
+        ------
+        WorkerLostError
+            If it ends or takes too long; it is stopped then, so that a late answer can never be taken for another.
+        """
+        with self._ending_when_lost():
+            self._receive(self._settings.start_seconds, LARGEST_HEADER)
 
     def call(self, job: Job) -> tuple[dict[str, Any], bytes]:
-        """Have a job done."""
+        """Have a job done.
+
+        Raises
+        ------
+        WorkerLostError
+            If the worker ends, hangs, or answers anything but this job; it is stopped then.
+        """
+        self._jobs += 1
+        forget = set(self.forget)
         header = {
+            "number": self._jobs,
             "job": job.kind,
             "model": job.model,
             "key_set_id": job.key_set_id,
             "keys": str(job.keys),
-            "forget": sorted(self.forget),
+            # A worker that has too much to forget forgets everything.
+            "forget": sorted(forget) if len(forget) <= _MOST_FORGOTTEN else None,
         }
-        try:
+        with self._ending_when_lost():
             self._connection.send_bytes(json.dumps(header).encode())
             self._connection.send_bytes(job.body)
-            self.forget.clear()
-            reply = self._receive(self._settings.job_seconds)
-            return reply, self._connection.recv_bytes()
-        except (EOFError, OSError) as error:
-            raise WorkerLostError(f"worker ended with exit code {self._process.poll()}") from error
+            self.forget.difference_update(forget)
+            reply = json.loads(self._receive(self._settings.job_seconds, LARGEST_HEADER))
+            if reply["number"] != self._jobs:
+                raise WorkerLostError(f"worker answered job {reply['number']} when {self._jobs} was asked")
+            return reply, self._receive(self._settings.job_seconds, None)
 
-    def _receive(self, seconds: float) -> dict[str, Any]:
+    def _receive(self, seconds: float, largest: int | None) -> bytes:
+        if not self._connection.poll(seconds):
+            raise WorkerLostError(f"worker gave no answer within {seconds:g} s")
+        return self._connection.recv_bytes(largest)
+
+    @contextmanager
+    def _ending_when_lost(self) -> Iterator[None]:
+        """Stop the process whatever goes wrong: once a frame is missed, nothing it says can be trusted."""
         try:
-            if not self._connection.poll(seconds):
-                raise WorkerLostError(f"worker gave no answer within {seconds:g} s")
-            answer: dict[str, Any] = json.loads(self._connection.recv_bytes(LARGEST_HEADER))
-        except (EOFError, OSError) as error:
-            raise WorkerLostError(f"worker ended with exit code {self._process.poll()}") from error
-        return answer
+            yield
+        except WorkerLostError:
+            self.stop()
+            raise
+        except Exception as error:
+            code = self._process.poll()
+            self.stop()
+            raise WorkerLostError(f"worker ended with exit code {code}, {type(error).__name__}") from error
 
     def stop(self) -> None:
         """End the process: at once, for it holds nothing that is not elsewhere."""

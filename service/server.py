@@ -28,6 +28,8 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["EncryptedInference"].full_name
 # Room for the fields around a ciphertext or chunk in a message.
 _ENVELOPE = 64 * 1024
 _SMALLEST_LIMIT = 1024 * 1024
+# Calls that are answered without waiting, health checks among them.
+_SHORT_CALLS = 16
 
 
 class Service:
@@ -51,10 +53,12 @@ class Service:
         # Workers first: a process that is started after gRPC has threads is asking for trouble.
         self._pool = WorkerPool(settings)
         self._health = health.HealthServicer()
-        # Threads only wait for workers and for the network: one for each request that may wait, and some for streams.
-        threads = ThreadPoolExecutor(settings.workers + settings.queue + 16, thread_name_prefix="rpc")
-        self._server = grpc.server(threads, options=self._options(self.models))
-        servicer = InferenceServicer(self.models, self._store, self._pool)
+        # Threads only wait for workers and for the network: one for each request that may wait and for each stream, and
+        # some for short calls. Beyond that gRPC refuses at once, so that nobody waits for a thread.
+        count = settings.workers + settings.queue + settings.streams + _SHORT_CALLS
+        threads = ThreadPoolExecutor(count, thread_name_prefix="rpc")
+        self._server = grpc.server(threads, options=self._options(self.models), maximum_concurrent_rpcs=count)
+        servicer = InferenceServicer(self.models, self._store, self._pool, settings)
         pb_grpc.add_EncryptedInferenceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -67,8 +71,9 @@ class Service:
             # An encrypted image in one message, and nothing much larger: gRPC's own 4 MiB would do, but is not ours.
             ("grpc.max_receive_message_length", max(largest, _SMALLEST_LIMIT)),
             ("grpc.max_send_message_length", max(largest, _SMALLEST_LIMIT)),
-            # More calls than can be answered are refused by gRPC itself, before they take a thread.
-            ("grpc.max_concurrent_streams", 1000),
+            # A connection whose machine is gone is noticed by asking it; its streams then end and free their threads.
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
             # Load balancers drop silent connections after some minutes; clients may ping a little more often.
             ("grpc.http2.min_ping_interval_without_data_ms", 60_000),
             # Two services on one port would share requests but not keys.
@@ -91,6 +96,9 @@ class Service:
         self._server.start()
         for name in ("", SERVICE_NAME):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        if not self.settings.loopback:
+            # There is no authentication yet: whoever reaches the port may use the model.
+            log.warning("open to the network", host=self.settings.host, tls=self.settings.tls_key is not None)
         log.info("ready", host=self.settings.host, port=self.port, models=list(self.models))
 
     def stop(self) -> None:

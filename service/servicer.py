@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+import queue
+import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
 
 import grpc
 import structlog
@@ -17,11 +20,13 @@ from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
 from hemacrypt.wire import plan_to_message, preprocessing_to_message
 from service import errors
 from service.catalogue import Model
-from service.errors import Refused, answered, translated
+from service.errors import Refused, answered, refuse, translated
 from service.keystore import KeySetInfo, KeyStore
 from service.pool import Job, Outcome, QueueFullError, WorkerLostError, WorkerPool
+from service.settings import Settings
 
 log = structlog.get_logger()
+Message = TypeVar("Message")
 
 # A request without a deadline is given up after this time; the queue is never that long.
 _LONGEST_WAIT_SECONDS = 3600.0
@@ -38,12 +43,16 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
         Where evaluation keys are.
     pool:
         Who computes.
+    settings:
+        Limits of streams.
     """
 
-    def __init__(self, models: dict[str, Model], store: KeyStore, pool: WorkerPool) -> None:
+    def __init__(self, models: dict[str, Model], store: KeyStore, pool: WorkerPool, settings: Settings) -> None:
         self._models = models
         self._store = store
         self._pool = pool
+        self._settings = settings
+        self._streams = threading.BoundedSemaphore(settings.streams)
 
     @answered
     def ListModels(  # noqa: N802 - gRPC's name
@@ -71,7 +80,8 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
         self, request_iterator: Iterator[pb.RegisterKeysRequest], context: grpc.ServicerContext
     ) -> pb.RegisterKeysResponse:
         """Receive, check and store a key set."""
-        first = next(request_iterator, None)
+        messages = watched(request_iterator, context, self._settings.stream_idle_seconds)
+        first = next(messages, None)
         if first is None or first.WhichOneof("part") != "header":
             raise errors.invalid("HEADER_EXPECTED", "header", "the first message of an upload must be its header")
         header = first.header
@@ -84,10 +94,14 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
                 f"a key set of {header.total_bytes} bytes; the plan allows {model.largest_key_set}",
             )
         if self._store.status(header.key_set_id).ready:
+            self._check_keys(header.key_set_id, model)
             return pb.RegisterKeysResponse(key_set_id=header.key_set_id)
         info = KeySetInfo(model.name, model.plan.public.requirements_id)
-        with self._store.upload(header.key_set_id, info, header.total_bytes, header.offset) as upload:
-            for message in request_iterator:
+        with (
+            self._stream_place(),
+            self._store.upload(header.key_set_id, info, header.total_bytes, header.offset) as upload,
+        ):
+            for message in messages:
                 if message.WhichOneof("part") != "chunk":
                     raise errors.invalid("CHUNK_EXPECTED", "chunk", "after the header only chunks may follow")
                 upload.write(message.chunk)
@@ -96,9 +110,8 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
             try:
                 self._outcome(self._submit(job), context)
             except Refused as refusal:
-                if refusal.reason == "CIPHERTEXT_INVALID":
+                if refusal.reason == "KEYS_INVALID":
                     self._store.discard(header.key_set_id)
-                    raise errors.invalid("KEYS_INVALID", "evaluation_keys", refusal.message) from None
                 raise
             upload.commit()
         return pb.RegisterKeysResponse(key_set_id=header.key_set_id)
@@ -130,22 +143,60 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
         """Evaluate a model on one encrypted image."""
         future = self._admit(request)
         # A client that hangs up gives its place in the queue to the next.
-        context.add_callback(lambda: _cancel(future))
+        context.add_callback(lambda: _give_up(future))
         return _prediction(self._outcome(future, context))
 
     def PredictStream(  # noqa: N802
         self, request_iterator: Iterator[pb.PredictRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.PredictStreamResponse]:
-        """Evaluate a model on many encrypted images, as many at a time as there are workers."""
-        running: deque[tuple[int, Future[Outcome] | Refused]] = deque()
-        context.add_callback(lambda: _cancel(*(entry for _, entry in list(running) if isinstance(entry, Future))))
-        ahead = self._pool.workers + 1
-        for index, request in enumerate(request_iterator):
-            running.append((index, self._admit_or_refuse(request, context)))
-            if len(running) >= ahead:
-                yield self._stream_reply(*running.popleft(), context)
-        while running:
-            yield self._stream_reply(*running.popleft(), context)
+        """Evaluate a model on many encrypted images; each answer goes out as soon as it and all before it are there."""
+        try:
+            place = self._stream_place()
+        except Refused as refusal:
+            refuse(context, refusal)
+        with place:
+            # As many requests are read ahead as there are workers, so that all of them have work.
+            entries: queue.Queue[Future[Outcome] | Refused | None] = queue.Queue(self._pool.workers + 1)
+            context.add_callback(lambda: _drain(entries))
+            reader = threading.Thread(target=self._read_stream, args=(request_iterator, context, entries), daemon=True)
+            reader.start()
+            index = 0
+            while (entry := entries.get()) is not None:
+                yield self._stream_reply(index, entry, context)
+                index += 1
+
+    def _read_stream(
+        self,
+        requests: Iterator[pb.PredictRequest],
+        context: grpc.ServicerContext,
+        entries: queue.Queue[Future[Outcome] | Refused | None],
+    ) -> None:
+        """Admit requests as they come; blocks while the answers are behind, which holds the client back."""
+        try:
+            for request in watched(requests, context, self._settings.stream_idle_seconds):
+                entries.put(self._admit_or_refuse(request, context))
+                if not context.is_active():
+                    break
+        except grpc.RpcError:
+            log.info("stream ended by its client")
+        finally:
+            entries.put(None)
+
+    def _stream_place(self) -> AbstractContextManager[None]:
+        """Take one of the places for streams, to be given back at the end of a ``with``."""
+        if not self._streams.acquire(blocking=False):
+            raise errors.busy(
+                code_pb2.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS", "too many streams are open; try again later", 5.0
+            )
+
+        @contextmanager
+        def holding() -> Iterator[None]:
+            try:
+                yield
+            finally:
+                self._streams.release()
+
+        return holding()
 
     def _admit_or_refuse(self, request: pb.PredictRequest, context: grpc.ServicerContext) -> Future[Outcome] | Refused:
         try:
@@ -183,14 +234,19 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
                 "ciphertext_sha256",
                 "the ciphertext does not hash to the digest sent with it; it was damaged on the way: send it again",
             )
-        path, info = self._store.path_of(request.key_set_id)
+        path = self._check_keys(request.key_set_id, model)
+        return self._submit(Job("predict", model.name, request.key_set_id, path, request.ciphertext), wait_seconds)
+
+    def _check_keys(self, key_set_id: str, model: Model) -> Path:
+        """Return the file of a key set that serves a model."""
+        path, info = self._store.path_of(key_set_id)
         if info.requirements_id != model.plan.public.requirements_id:
             raise errors.outdated(
                 "KEYS_FOR_OTHER_PARAMETERS",
-                request.key_set_id,
+                key_set_id,
                 f"the key set was made for other parameters (model {info.model}); generate keys for {model.name}",
             )
-        return self._submit(Job("predict", model.name, request.key_set_id, path, request.ciphertext), wait_seconds)
+        return path
 
     def _model(self, name: str) -> Model:
         model = self._models.get(name)
@@ -237,9 +293,14 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
         header = outcome.header
         if header["ok"]:
             return outcome
-        if header["refusal"] == "format":
+        kind = header["refusal"]
+        if kind == "ciphertext":
             raise errors.invalid("CIPHERTEXT_INVALID", header["field"], header["message"])
-        self._store.delete(outcome.job.key_set_id)
+        if kind == "keys":
+            raise errors.invalid("KEYS_INVALID", header["field"], header["message"])
+        if kind == "engine":
+            raise EngineFailedError(header["error"])
+        self._store.delete_if_damaged(outcome.job.key_set_id)
         raise errors.missing(
             "KEY_SET_NOT_FOUND",
             "hemacrypt.v1.KeySet",
@@ -248,16 +309,48 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
         )
 
 
+def _give_up(future: Future[Outcome]) -> None:
+    future.cancel()
+
+
+class EngineFailedError(Exception):
+    """The engine gave up on a ciphertext and keys that had passed every check."""
+
+
+def _drain(entries: queue.Queue[Future[Outcome] | Refused | None]) -> None:
+    """Give up everything that waits for an answer nobody will read, and make room for the reader's last word."""
+    while True:
+        try:
+            entry = entries.get_nowait()
+        except queue.Empty:
+            return
+        if isinstance(entry, Future):
+            entry.cancel()
+        elif entry is None:
+            entries.put(None)
+            return
+
+
+def watched(messages: Iterator[Message], context: grpc.ServicerContext, seconds: float) -> Iterator[Message]:
+    """Pass messages on; cancel the call when the client is silent for too long before the next one."""
+    while True:
+        timer = threading.Timer(seconds, context.cancel)
+        timer.daemon = True
+        timer.start()
+        try:
+            message = next(messages)
+        except StopIteration:
+            return
+        finally:
+            timer.cancel()
+        yield message
+
+
 def _remaining(context: grpc.ServicerContext) -> float:
     """Return the seconds until the client's deadline."""
     # Without a deadline gRPC says None, or a number of seconds that no clock can hold.
     remaining = context.time_remaining()
     return _LONGEST_WAIT_SECONDS if remaining is None else min(max(remaining, 0.0), _LONGEST_WAIT_SECONDS)
-
-
-def _cancel(*futures: Future[Outcome]) -> None:
-    for future in futures:
-        future.cancel()
 
 
 def _summary(model: Model) -> pb.ModelSummary:

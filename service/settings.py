@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Self
 
 import platformdirs
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -52,3 +53,20 @@ class Settings(BaseSettings):
     """PEM certificate chain; with `tls_key` the service speaks TLS."""
     tls_key: Path | None = None
     """PEM private key of the certificate."""
+    streams: int = Field(32, ge=1, le=1000)
+    """Streams (uploads and many images) at a time; each holds a thread while it is open."""
+    stream_idle_seconds: float = Field(60.0, gt=0)
+    """A stream whose client is silent for so long is ended."""
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError(
+                "TLS needs both a certificate and its key; give --tls-certificate and --tls-key, or neither"
+            )
+        return self
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        return self.host in ("localhost", "::1", "[::1]") or self.host.startswith("127.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import sys
 import time
 from collections import OrderedDict
@@ -52,22 +53,28 @@ class Worker:
 
     def handle(self, header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         """Do one job and return the reply's header and body; a refusal is a reply too."""
-        for forgotten in header["forget"]:
-            for known in [key for key in self._keys if key[1] == forgotten]:
-                del self._keys[known]
+        forget = header["forget"]
+        for known in [key for key in self._keys if forget is None or key[1] in forget]:
+            del self._keys[known]
         try:
             keys = self._load_keys(header["model"], header["key_set_id"], Path(header["keys"]))
-            if header["job"] == "check_keys":
-                return {"ok": True}, b""
-            started = time.perf_counter()
-            reply = self._engines[header["model"]].evaluate(body, keys)
-            return {"ok": True, "compute_us": int((time.perf_counter() - started) * 1e6)}, reply
         except FormatError as error:
-            return {"ok": False, "refusal": "format", "field": error.field, "message": str(error)}, b""
+            return {"ok": False, "refusal": "keys", "field": error.field, "message": str(error)}, b""
         except KeysDamagedError:
             return {"ok": False, "refusal": "damaged"}, b""
         except FileNotFoundError:
             return {"ok": False, "refusal": "missing"}, b""
+        if header["job"] == "check_keys":
+            return {"ok": True}, b""
+        started = time.perf_counter()
+        try:
+            reply = self._engines[header["model"]].evaluate(body, keys)
+        except FormatError as error:
+            return {"ok": False, "refusal": "ciphertext", "field": error.field, "message": str(error)}, b""
+        except (RuntimeError, ValueError) as error:
+            # SEAL gave up in the middle, for which no sound ciphertext and keys are a reason known to us.
+            return {"ok": False, "refusal": "engine", "error": type(error).__name__}, b""
+        return {"ok": True, "compute_us": int((time.perf_counter() - started) * 1e6)}, reply
 
     def _load_keys(self, model: str, wanted: str, path: Path) -> Any:
         known = (model, wanted)
@@ -89,6 +96,8 @@ def main() -> None:
     settings = json.loads(sys.argv[2])
     limit = settings["memory_mb"] << 20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    # Ctrl-C in a terminal reaches the whole group; the service decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A core dump would write clients' keys and the model to disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     worker = Worker([Path(path) for path in settings["bundles"]], settings["engine"], settings["cached_keys"])
@@ -100,7 +109,7 @@ def main() -> None:
         except EOFError:
             return
         reply, content = worker.handle(header, body)
-        connection.send_bytes(json.dumps(reply).encode())
+        connection.send_bytes(json.dumps(reply | {"number": header["number"]}).encode())
         connection.send_bytes(content)
 
 
