@@ -12,13 +12,12 @@ from types import TracebackType
 
 import platformdirs
 import tenacity
-from google.rpc import code_pb2
 
 from client_sdk._crypto import KeyHolder
 from client_sdk._exceptions import ReplyError, RequestRefusedError, ServiceUnavailableError
 from client_sdk._keys import KeyDirectory
 from client_sdk._results import Bytes, Milliseconds, ModelInfo, Prediction
-from client_sdk._transport import open_channel, statuses_as_exceptions
+from client_sdk._transport import open_channel, printable, refused, statuses_as_exceptions
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.plan import PublicPlan
 from hemacrypt.preprocess import Pixels, Preprocessing
@@ -93,15 +92,15 @@ class Client:
         """List what the service offers."""
         with statuses_as_exceptions(self.target):
             answer = self._stub.ListModels(pb.ListModelsRequest(), timeout=self._timeout)
-        return [ModelInfo(model.name, model.description, model.plan_id) for model in answer.models]
+        return [ModelInfo(*map(printable, (m.name, m.description, m.plan_id))) for m in answer.models]
 
     @cached_property
     def _described(self) -> tuple[PublicPlan, Preprocessing]:
         with statuses_as_exceptions(self.target):
             answer = self._stub.GetModel(pb.GetModelRequest(name=self.model), timeout=self._timeout)
         try:
-            plan = plan_from_message(answer.plan, self.model)
             preprocessing = preprocessing_from_message(answer.preprocessing)
+            plan = plan_from_message(answer.plan, self.model, preprocessing)
         except PlanError as error:
             raise ReplyError(f"the plan that {self.target} sent cannot be used: {error}") from error
         if plan.plan_id != answer.model.plan_id:
@@ -110,6 +109,11 @@ class Client:
         if len(plan.input_layout.positions) != channels * height * width:
             raise ReplyError(f"the plan and the preprocessing that {self.target} sent do not fit together")
         return plan, preprocessing
+
+    def refresh(self) -> None:
+        """Forget what the service said about the model, so that it is asked again."""
+        self.__dict__.pop("_described", None)
+        self._opened = None
 
     @property
     def plan(self) -> PublicPlan:
@@ -145,8 +149,8 @@ class Client:
         KeysMissingError
             If there are no keys for this plan.
         """
+        info = self.keys.info_for(self.plan)
         blob = self.keys.evaluation_blob()
-        info = self.keys.info()
         resumable = tenacity.retry_if_exception_type(ServiceUnavailableError) | tenacity.retry_if_exception(
             lambda error: (
                 isinstance(error, RequestRefusedError)
@@ -225,10 +229,12 @@ class Client:
         try:
             answer = self._predict_once(request)
         except RequestRefusedError as refusal:
-            if refusal.reason != "KEY_SET_NOT_FOUND":
+            if refusal.reason not in ("KEY_SET_NOT_FOUND", "PLAN_CHANGED"):
                 raise
-            # The service lost the keys (its operator may clear them at any time): upload them again, once.
+            # The service lost the keys, or serves a new version of the model: catch up and try again, once.
+            self.refresh()
             self.register()
+            request, encrypt_ms = self._request(image)
             started = time.perf_counter()
             answer = self._predict_once(request)
         elapsed = (time.perf_counter() - started) * 1e3
@@ -241,6 +247,8 @@ class Client:
         ------
         RequestRefusedError
             At the first image that the service refuses; besides what `predict` raises.
+        ReplyError
+            If the service answers more, fewer or other images than it was asked.
         """
         sent: SimpleQueue[tuple[str, pb.PredictRequest, float, float]] = SimpleQueue()
         failed: list[Exception] = []
@@ -257,17 +265,21 @@ class Client:
                 failed.append(error)
 
         with statuses_as_exceptions(self.target):
-            for answer in self._stub.PredictStream(requests(), timeout=None):
+            for index, answer in enumerate(self._stub.PredictStream(requests(), timeout=None)):
+                if sent.empty() or answer.index != index:
+                    raise ReplyError(
+                        f"{self.target} answered an image that was not asked; the answers cannot be told apart"
+                    )
                 name, request, encrypt_ms, started = sent.get()
                 elapsed = (time.perf_counter() - started) * 1e3
                 if answer.WhichOneof("result") != "prediction":
                     refusal = answer.refusal
-                    raise RequestRefusedError(
-                        code_pb2.Code.Name(refusal.code), refusal.reason, f"{name}: {refusal.message}"
-                    )
+                    raise refused(refusal.code, refusal.reason, f"{name}: {refusal.message}", {})
                 yield self._read(name, request, encrypt_ms, answer.prediction, elapsed)
         if failed:
             raise failed[0]
+        if not sent.empty():
+            raise ReplyError(f"{self.target} ended the stream with {sent.qsize()} images unanswered; ask again")
 
     def _holder(self) -> KeyHolder:
         if self._opened is None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import tenseal.sealapi as seal
 
 from hemacrypt import sealformat, sealio
+from hemacrypt.errors import FormatError
 from hemacrypt.evaluation_keys import EvaluationKeys
 from hemacrypt.network import Array
 from hemacrypt.plan import PublicPlan
@@ -98,10 +99,20 @@ class KeyHolder:
         Raises
         ------
         FormatError
-            If the reply is not a ciphertext of the plan's last level and output scale.
+            If the reply is not a ciphertext of the plan's last level and output scale, was not computed under this
+            key, or holds logits that do not fit the last modulus.
         """
         plan = self.plan
         checked = sealformat.check_ciphertext(reply, plan.parameters, 0, plan.output_scale, self._minor)
         plain = seal.Plaintext()
         self._decryptor.decrypt(sealio.load(seal.Ciphertext(), self._context, checked), plain)
-        return plan.output_layout.unpack(np.array(self._encoder.decode_double(plain)))
+        slots = np.array(self._encoder.decode_double(plain))
+        # Under another key, and for most answers that are no evaluation at all, every slot holds something else.
+        if plan.output_layout.spread(slots) > plan.copy_tolerance:
+            raise FormatError(
+                "reply", "the copies of a logit disagree; it was not computed from what this key encrypted"
+            )
+        logits = plan.output_layout.unpack(slots)
+        if np.abs(logits).max() > plan.logit_limit / 2:
+            raise FormatError("reply", "a logit is too large for the last modulus; the image is unlike all trained on")
+        return logits

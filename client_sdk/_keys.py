@@ -65,7 +65,6 @@ class KeyDirectory:
                 f"{self.path} holds keys already; name another directory or replace them (--replace)"
             )
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.path.chmod(0o700)
         holder = KeyHolder(plan)
         blob = holder.evaluation_keys().to_bytes()
         info = KeyInfo(plan.model, plan.requirements_id, key_set_id(blob))
@@ -93,7 +92,27 @@ class KeyDirectory:
             content = json.loads((self.path / _INFO).read_text(encoding="utf-8"))
             return KeyInfo(**content)
         except (OSError, ValueError, TypeError):
-            raise KeysMissingError(f"{self.path} holds no keys; make some with `hemacrypt keygen`") from None
+            if self.exists:
+                text = f"the keys in {self.path} are incomplete; make new ones with `hemacrypt keygen --replace`"
+            else:
+                text = f"{self.path} holds no keys; make some with `hemacrypt keygen`"
+            raise KeysMissingError(text) from None
+
+    def info_for(self, plan: PublicPlan) -> KeyInfo:
+        """Return what the keys are for, after making sure that they serve a plan.
+
+        Raises
+        ------
+        KeysMissingError
+            If there are none, or they are for other parameters.
+        """
+        info = self.info()
+        if info.requirements_id != plan.requirements_id:
+            raise KeysMissingError(
+                f"the keys in {self.path} are for other parameters (model {info.model}); "
+                f"make new ones for {plan.model} with `hemacrypt keygen --replace`"
+            )
+        return info
 
     def open(self, plan: PublicPlan) -> KeyHolder:
         """Load the secret key.
@@ -103,12 +122,7 @@ class KeyDirectory:
         KeysMissingError
             If there is none, others may read it, it is damaged, or it is for another plan.
         """
-        info = self.info()
-        if info.requirements_id != plan.requirements_id:
-            raise KeysMissingError(
-                f"the keys in {self.path} are for other parameters (model {info.model}); "
-                f"make new ones for {plan.model} with `hemacrypt keygen --replace`"
-            )
+        self.info_for(plan)
         path = self.path / _SECRET
         try:
             mode = path.stat().st_mode & 0o777
@@ -120,7 +134,7 @@ class KeyDirectory:
         try:
             sealformat.unwrap(secret, 1 << 24, "secret key")
             return KeyHolder(plan, secret)
-        except (FormatError, RuntimeError, ValueError):
+        except FormatError:
             raise KeysMissingError(f"{path} is damaged; restore it from a backup or make new keys") from None
 
     def evaluation_blob(self) -> bytes:

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
-from google.rpc import error_details_pb2
+from google.rpc import code_pb2, error_details_pb2
 from grpc_status import rpc_status
 
-from client_sdk._exceptions import RequestRefusedError, ServiceUnavailableError
+from client_sdk._exceptions import ClientError, RequestRefusedError, ServiceUnavailableError
 
 SERVICE = "hemacrypt.v1.EncryptedInference"
+# Reasons that pass by themselves.
+_TRY_AGAIN = ("QUEUE_FULL", "WORKER_LOST")
 # An encrypted image has 0.2 MB and a reply less; a service that sends more than this is not ours.
 _LARGEST_MESSAGE = 64 * 1024 * 1024
 
@@ -68,13 +70,25 @@ def statuses_as_exceptions(target: str) -> Iterator[None]:
     except grpc.RpcError as error:
         code: grpc.StatusCode = error.code()
         reason, metadata = _error_info(error)
-        if code is grpc.StatusCode.UNAVAILABLE:
+        if code is grpc.StatusCode.UNAVAILABLE and not reason:
             raise ServiceUnavailableError(f"{target} does not answer; check the address and that it runs") from None
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise ServiceUnavailableError(
-                f"{target} did not answer in time; allow more with a longer timeout"
-            ) from None
-        raise RequestRefusedError(code.name, reason or code.name, error.details() or "refused", metadata) from None
+            text = f"{target} did not answer in time; allow more with a longer timeout"
+            raise ServiceUnavailableError(text) from None
+        raise refused(code.value[0], reason, error.details() or "refused", metadata) from None
+
+
+def refused(code: int, reason: str, message: str, metadata: dict[str, str]) -> ClientError:
+    """Return the exception for a refusal; what the service wrote is shown without anything that steers a terminal."""
+    name = code_pb2.Code.Name(code) if code in code_pb2.Code.values() else str(code)
+    if reason in _TRY_AGAIN:
+        return ServiceUnavailableError(f"{printable(message)} ({reason})")
+    return RequestRefusedError(name, printable(reason) or name, printable(message), metadata)
+
+
+def printable(text: str) -> str:
+    """Return text from the service without control characters."""
+    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 def _error_info(error: grpc.RpcError) -> tuple[str, dict[str, str]]:

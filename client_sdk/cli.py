@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -35,7 +37,7 @@ def models(server: ServerOption = _SERVER, tls_root: TlsOption = None) -> None:
     with Client(server, "", key_directory=Path(), root_certificate=tls_root) as client:
         table = Table("model", "description", "plan")
         for model in client.models():
-            table.add_row(model.name, model.description, model.plan_id[:12])
+            table.add_row(escape(model.name), escape(model.description), model.plan_id[:12])
     Console().print(table)
 
 
@@ -91,7 +93,7 @@ def predict(
             if as_json:
                 print(json.dumps(as_record(answer)))
             milliseconds = sum(asdict(answer.milliseconds).values())
-            table.add_row(str(image), answer.label, f"{answer.probability:.3f}", f"{milliseconds:.0f}")
+            table.add_row(escape(str(image)), escape(answer.label), f"{answer.probability:.3f}", f"{milliseconds:.0f}")
     if not as_json and table.row_count:
         console.print(table)
     if failed:
@@ -119,11 +121,13 @@ def demo(
 
 def as_record(answer: Prediction) -> dict[str, object]:
     """Return a prediction as plain values, for JSON."""
+    digits = max(-math.ceil(math.log10(answer.error_bound)), 0)
     return {
         "image": answer.source,
         "label": answer.label,
         "probabilities": answer.probabilities,
-        "logits": answer.logits.tolist(),
+        # Digits below the error bound say nothing of the cell, but might of the key (see docs/threat-model.md).
+        "logits": [round(logit, digits) for logit in answer.logits.tolist()],
         "logit_error_bound": answer.error_bound,
         "milliseconds": asdict(answer.milliseconds),
         "bytes": asdict(answer.size),

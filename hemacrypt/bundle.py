@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from hemacrypt.errors import BundleError, NetworkError
 from hemacrypt.network import Array, CollapsedNetwork, Convolution, Dense, Linear
@@ -74,7 +74,7 @@ class Manifest(_Record):
     description: str = ""
     labels: tuple[str, ...]
     preprocessing: Preprocessing
-    layers: tuple[LayerRecord, ...]
+    layers: tuple[LayerRecord, ...] = Field(min_length=1)
     training: dict[str, Any] = Field(default_factory=dict, description="settings that make the run repeatable")
     data: dict[str, Any] = Field(default_factory=dict, description="fingerprint and protocol of the training data")
     metrics: dict[str, Any] = Field(default_factory=dict, description="figures, each with protocol and n")
@@ -284,7 +284,7 @@ def _read_manifest(path: Path) -> Manifest:
         if version != SCHEMA_VERSION:
             raise BundleError(f"{path} has schema {version}; this program reads {SCHEMA_VERSION}: export it again")
         manifest = Manifest.model_validate_json(text)
-    except (ValueError, AttributeError, ValidationError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path} is no manifest ({type(error).__name__}); restore it from its source") from error
     if manifest.sealed().digest != manifest.digest or manifest.text().encode() != text:
         raise BundleError(f"{path} was changed: its digest does not match its content; restore it from its source")

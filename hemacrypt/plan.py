@@ -146,9 +146,16 @@ class Layout:
 
         The rounding noise of the last rescale differs from copy to copy, so the mean has less of it.
         """
-        blocks: Array = np.asarray(slots, dtype=np.float64).reshape(self.copies, self.period)
-        means: Array = blocks.mean(axis=0)[self.positions]
+        means: Array = self._copies(slots).mean(axis=0)
         return means
+
+    def spread(self, slots: npt.ArrayLike) -> float:
+        """Return how far a copy of a value lies from the mean of its copies at most."""
+        copies = self._copies(slots)
+        return float(np.abs(copies - copies.mean(axis=0)).max())
+
+    def _copies(self, slots: npt.ArrayLike) -> Array:
+        return np.asarray(slots, dtype=np.float64).reshape(self.copies, self.period)[:, self.positions]
 
 
 @dataclass(frozen=True)
@@ -270,6 +277,8 @@ class PublicPlan:
         Predicted bound on the error of a decrypted logit.
     logit_limit:
         Logits beyond this absolute value do not fit the last modulus.
+    preprocessing_digest:
+        SHA-256 of the preprocessing that makes the input, hexadecimal; empty when none is declared.
     """
 
     model: str
@@ -283,6 +292,7 @@ class PublicPlan:
     needs_relinearisation: bool
     logit_error_bound: float
     logit_limit: float
+    preprocessing_digest: str = ""
 
     def __post_init__(self) -> None:
         slots = self.parameters.slots
@@ -297,6 +307,16 @@ class PublicPlan:
         for scale, level in ((self.input_scale, self.parameters.top_level), (self.output_scale, 0)):
             if not 1 <= scale < 2 ** self.parameters.bits_at(level):
                 raise PlanError(f"scale {scale:g} does not fit the modulus of level {level}")
+
+    @property
+    def copy_tolerance(self) -> float:
+        """How far a single copy of a logit may lie from the mean of its copies.
+
+        Copies differ by the rounding of the last rescale (see `hemacrypt.planner.noise`), here eight standard
+        deviations of it, and by what the error bound covers.
+        """
+        degree = self.parameters.degree
+        return 8 * math.sqrt(degree * (1 + 2 * degree / 3) / 24) / self.output_scale + 2 * self.logit_error_bound
 
     @cached_property
     def requirements_id(self) -> str:
@@ -319,6 +339,7 @@ class PublicPlan:
             ],
             "scales": [self.input_scale.hex(), self.output_scale.hex()],
             "keys": [self.rotation_steps, self.needs_relinearisation],
+            "preprocessing": self.preprocessing_digest,
             "error": [self.logit_error_bound.hex(), self.logit_limit.hex()],
         }
         return _digest(content)

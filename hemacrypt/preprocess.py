@@ -7,6 +7,7 @@ on integers, so both sides get the same bits on every platform.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -54,6 +55,11 @@ class Preprocessing(BaseModel):
         if self.crop % self.block:
             raise ValueError(f"blocks of {self.block} pixels do not divide a crop of {self.crop}")
         return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the declaration, hexadecimal."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @property
     def size(self) -> int:

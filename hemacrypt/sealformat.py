@@ -2,7 +2,7 @@
 
 SEAL's own loader is native code and must be assumed to be unsafe on hostile input. So an object from the wire is
 decompressed here with an exact bound, every length, identifier, scale and residue is compared with what the plan
-demands, and SEAL is handed a stream that *we* write, uncompressed, with the version that this SEAL expects.
+demands, and SEAL is handed a stream that *we* write, uncompressed, with headers and version as this SEAL expects.
 
 Layout (SEAL 4, little-endian)::
 
@@ -44,15 +44,23 @@ _SLACK: Final = 4096
 
 @dataclass(frozen=True)
 class _Reader:
-    """A cursor over bytes that fails by name instead of reading past the end."""
+    """A cursor over bytes that fails by name instead of reading past the end.
+
+    Headers of inner objects are replaced, while they are read, by the ones that the local SEAL writes.
+    """
 
     data: memoryview
     field: str
+    minor: int
     position: list[int]
 
     @classmethod
-    def over(cls, data: bytes, field: str) -> _Reader:
-        return cls(memoryview(data), field, [0])
+    def over(cls, data: bytearray, field: str, minor: int) -> _Reader:
+        return cls(memoryview(data), field, minor, [0])
+
+    @property
+    def at(self) -> int:
+        return self.position[0]
 
     def take(self, count: int) -> memoryview:
         start = self.position[0]
@@ -158,8 +166,8 @@ def check_ciphertext(data: bytes, parameters: Parameters, level: int, scale: flo
     FormatError
         If anything differs: length, parameters, level, scale, form, residues.
     """
-    body = unwrap(data, ciphertext_bytes(parameters, level, seeded=False), "ciphertext")
-    reader = _Reader.over(body, "ciphertext")
+    body = bytearray(unwrap(data, ciphertext_bytes(parameters, level, seeded=False), "ciphertext"))
+    reader = _Reader.over(body, "ciphertext", minor)
     _check_ciphertext_body(
         reader, parameters.parms_id(level), parameters.degree, parameters.data_primes[: level + 1], scale, parameters
     )
@@ -186,14 +194,15 @@ def _check_ciphertext_body(
     if ntt != 1 or correction != 1:
         raise FormatError("form", "it is not a CKKS ciphertext in NTT form")
     _, residues = _check_array(reader, degree, primes)
-    if residues.shape[0] == 2 and not residues[1].any():
-        raise FormatError("residues", "its second polynomial is zero, so nothing is encrypted")
+    if not residues[-1].any():
+        raise FormatError("residues", "a whole polynomial is zero, so nothing is encrypted")
 
 
 def _check_array(reader: _Reader, degree: int, primes: tuple[int, ...]) -> tuple[bool, npt.NDArray[np.uint64]]:
     """Check the residues (and the seed, if there is one); return whether it is seeded, and the residues."""
     polynomial = degree * len(primes)
-    array_size, count = _nested(reader)
+    array_size = _nested_header(reader)
+    (count,) = reader.unpack(_COUNT)
     if count not in (polynomial, 2 * polynomial) or array_size != HEADER.size + _COUNT.size + 8 * count:
         raise FormatError(
             reader.field, f"holds {count} residues; expected {polynomial} and a seed, or {2 * polynomial}"
@@ -207,17 +216,13 @@ def _check_array(reader: _Reader, degree: int, primes: tuple[int, ...]) -> tuple
     return count == polynomial, residues
 
 
-def _nested(reader: _Reader) -> tuple[int, int]:
-    size = _nested_header(reader)
-    (count,) = reader.unpack(_COUNT)
-    return size, count
-
-
 def _nested_header(reader: _Reader) -> int:
-    fields: tuple[int, ...] = reader.unpack(HEADER)
+    place = reader.take(HEADER.size)
+    fields: tuple[int, ...] = HEADER.unpack(place)
     magic, header_size, major, _minor, compression, _reserved, size = fields
     if (magic, header_size, major, compression) != (_MAGIC, HEADER.size, _MAJOR, _NONE):
         raise FormatError(reader.field, "an inner SEAL header is damaged")
+    place[:] = header(size, reader.minor)
     return size
 
 
@@ -275,8 +280,8 @@ def check_galois_keys(data: bytes, parameters: Parameters, steps: Iterable[int],
 def _check_key_set(
     data: bytes, parameters: Parameters, present: set[int], most_rows: int, field: str, minor: int
 ) -> bytes:
-    body = unwrap(data, key_set_bytes(parameters, len(present), most_rows), field)
-    reader = _Reader.over(body, field)
+    body = bytearray(unwrap(data, key_set_bytes(parameters, len(present), most_rows), field))
+    reader = _Reader.over(body, field, minor)
     key_level, primes = parameters.parms_id(), (*parameters.data_primes, parameters.special_prime)
     if bytes(reader.take(32)) != key_level:
         raise FormatError(field, "made for other parameters; generate keys for the plan that GetModel returns")
@@ -289,8 +294,11 @@ def _check_key_set(
         if keys != expected:
             raise FormatError(field, f"row {row} has {keys} keys; the plan's rotations need {expected} there")
         for _ in range(keys):
-            _nested_header(reader)
+            start = reader.at
+            size = _nested_header(reader)
             _check_ciphertext_body(reader, key_level, parameters.degree, primes, 1.0, parameters)
+            if reader.at - start != size:
+                raise FormatError(field, f"a key's header promises {size} bytes, it has {reader.at - start}")
     reader.finish()
     return header(HEADER.size + len(body), minor) + body
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import tenseal.sealapi as seal
 
 from hemacrypt import sealformat
-from hemacrypt.errors import PlanError
+from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.plan import Parameters
 
 # tenseal.sealapi carries no type information: its objects are Any by nature.
@@ -69,9 +69,18 @@ def load(empty: SealObject, context: Context, content: bytes) -> SealObject:
         The context that the object must be valid for.
     content:
         A stream from `hemacrypt.sealformat`, never bytes straight from the wire.
+
+    Raises
+    ------
+    FormatError
+        If SEAL finds a fault that was not found before.
     """
     with _private_file(content) as (_, path):
-        empty.load(context, path)
+        try:
+            empty.load(context, path)
+        except (RuntimeError, ValueError):
+            # The text of SEAL's exception is not for strangers; what could be said was said by sealformat.
+            raise FormatError(type(empty).__name__, "SEAL itself refuses it; make it again") from None
     return empty
 
 

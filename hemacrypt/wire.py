@@ -6,14 +6,15 @@ import numpy as np
 from pydantic import ValidationError
 
 from hemacrypt.errors import PlanError
+from hemacrypt.evaluation_keys import largest_key_set
 from hemacrypt.plan import Layout, Parameters, PublicPlan
 from hemacrypt.preprocess import Preprocessing
 from hemacrypt.v1 import inference_pb2 as pb
 
 # No network of the family has more logits, and a label is a word; bounds what a stranger's plan may make us build.
 _MOST_LABELS, _LONGEST_LABEL = 4096, 200
-# Each rotation is a Galois key of megabytes; a plan that wants more than this is an attack on the client's memory.
-_MOST_ROTATIONS = 256
+# Each rotation is a Galois key of megabytes; a plan that wants more than this would exhaust the client.
+_LARGEST_KEY_SET = 2 << 30
 
 
 def plan_to_message(plan: PublicPlan) -> pb.PublicPlan:
@@ -37,8 +38,8 @@ def plan_to_message(plan: PublicPlan) -> pb.PublicPlan:
     )
 
 
-def plan_from_message(message: pb.PublicPlan, model: str) -> PublicPlan:
-    """Read a public plan from a message.
+def plan_from_message(message: pb.PublicPlan, model: str, preprocessing: Preprocessing) -> PublicPlan:
+    """Read a public plan from a message, together with the preprocessing that came with it.
 
     Raises
     ------
@@ -47,16 +48,14 @@ def plan_from_message(message: pb.PublicPlan, model: str) -> PublicPlan:
     """
     if len(message.labels) > _MOST_LABELS or any(len(label) > _LONGEST_LABEL for label in message.labels):
         raise PlanError(f"the plan has more than {_MOST_LABELS} labels or one of over {_LONGEST_LABEL} characters")
-    if len(message.rotation_steps) > _MOST_ROTATIONS:
-        raise PlanError(
-            f"the plan wants {len(message.rotation_steps)} rotation keys; at most {_MOST_ROTATIONS} are made"
-        )
+    if not all(label.isprintable() for label in message.labels):
+        raise PlanError("a label has characters that do not print; labels are words")
     parameters = Parameters(
         message.parameters.degree, tuple(message.parameters.data_primes), message.parameters.special_prime
     )
     if not (message.logit_error_bound > 0 and message.logit_limit > 0):
         raise PlanError("the plan states no positive error bound and logit limit")
-    return PublicPlan(
+    plan = PublicPlan(
         model=model,
         labels=tuple(message.labels),
         parameters=parameters,
@@ -68,7 +67,14 @@ def plan_from_message(message: pb.PublicPlan, model: str) -> PublicPlan:
         needs_relinearisation=message.needs_relinearisation,
         logit_error_bound=message.logit_error_bound,
         logit_limit=message.logit_limit,
+        preprocessing_digest=preprocessing.digest,
     )
+    if largest_key_set(plan) > _LARGEST_KEY_SET:
+        raise PlanError(
+            f"the plan's {len(plan.rotation_steps)} rotation keys may take {largest_key_set(plan) >> 20} MiB; "
+            f"at most {_LARGEST_KEY_SET >> 20} MiB of keys are made for a service"
+        )
+    return plan
 
 
 def preprocessing_to_message(preprocessing: Preprocessing) -> pb.Preprocessing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -28,10 +29,16 @@ class _Choice:
 
 def plan_bundle(bundle: Bundle) -> Plan:
     """Plan the evaluation of a bundle's network; see `plan_network`."""
-    return plan_network(bundle.network, name=bundle.manifest.name, labels=bundle.manifest.labels)
+    manifest = bundle.manifest
+    return plan_network(bundle.network, manifest.name, manifest.labels, manifest.preprocessing.digest)
 
 
-def plan_network(network: CollapsedNetwork, name: str = "network", labels: Sequence[str] | None = None) -> Plan:
+def plan_network(
+    network: CollapsedNetwork,
+    name: str = "network",
+    labels: Sequence[str] | None = None,
+    preprocessing_digest: str = "",
+) -> Plan:
     """Plan the evaluation of a network on one image in one ciphertext (latency layout).
 
     Parameters
@@ -42,6 +49,8 @@ def plan_network(network: CollapsedNetwork, name: str = "network", labels: Seque
         What clients call the model.
     labels:
         What each logit stands for; numbered when not given.
+    preprocessing_digest:
+        Names the preprocessing that clients must follow.
 
     Returns
     -------
@@ -73,8 +82,9 @@ def plan_network(network: CollapsedNetwork, name: str = "network", labels: Seque
         output_scale=last,
         rotation_steps=tuple(sorted({rotation for step in steps for rotation in step.rotation_steps})),
         needs_relinearisation=network.squares > 0,
-        logit_error_bound=float(noise.BOUND_IN_DEVIATIONS * deviation),
+        logit_error_bound=_rounded_up(noise.BOUND_IN_DEVIATIONS * deviation),
         logit_limit=parameters.data_primes[0] / 2 / last,
+        preprocessing_digest=preprocessing_digest,
     )
     return Plan(
         public=public,
@@ -84,6 +94,12 @@ def plan_network(network: CollapsedNetwork, name: str = "network", labels: Seque
         calibrated=network.magnitudes is not None,
         reasons=_reasons(network, parameters),
     )
+
+
+def _rounded_up(value: float) -> float:
+    """Round up to three digits, so that machines whose exponentials differ in the last bit make the same plan."""
+    digits = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return float(f"{math.ceil(value / digits) * digits:.3e}")
 
 
 def _widest(network: CollapsedNetwork) -> int:
