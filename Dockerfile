@@ -1,5 +1,5 @@
 # The service alone: no TensorFlow, no compiler, not root. Build: docker build -t hemacrypt .
-# Run: docker run -p 50051:50051 -v keys:/var/lib/hemacrypt -v ./bundles:/bundles:ro hemacrypt /bundles/leukaemia
+# Run: docker run -p 127.0.0.1:50051:50051 -v keys:/var/lib/hemacrypt -v ./bundles:/bundles:ro hemacrypt /bundles/leukaemia
 
 FROM python:3.11-slim AS build
 WORKDIR /source

@@ -32,7 +32,7 @@ from hemacrypt import DISCLAIMER
 from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import bundle_path
 from hemacrypt.preprocess import Preprocessing
-from training.datasets import embedded_part, load_cells, load_split
+from training.datasets import Split, embedded_part, load_cells, load_split
 from training.evaluate import figures
 
 Images = npt.NDArray[np.uint8]
@@ -55,8 +55,7 @@ def part_to_measure(
 ) -> tuple[Images, npt.NDArray[np.uint8], npt.NDArray[np.str_], str]:
     """Return images, labels, subjects and the protocol in words."""
     if run is not None and data is not None:
-        protocol = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["protocol"]
-        return *load_split(run, data, "test", preprocessing), protocol
+        return *load_split(run, data, "test", preprocessing), Split.read(run).words
     if heldout and data is not None:
         cells = load_cells(data, preprocessing)
         rows = cells.heldout & (cells.dup_of < 0)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import tenseal.sealapi as seal
 
 from hemacrypt import sealformat, sealio
-from hemacrypt.errors import FormatError
+from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys
 from hemacrypt.network import Array
 from hemacrypt.plan import PublicPlan
@@ -80,8 +80,11 @@ class KeyHolder:
         bytes
             A seeded symmetric ciphertext at the plan's top level and input scale.
         """
-        plain = seal.Plaintext()
-        self._encoder.encode(self.plan.input_layout.pack(image).tolist(), self.plan.input_scale, plain)
+        plain, slots = seal.Plaintext(), self.plan.input_layout.pack(image)
+        room = 2.0 ** (self.plan.parameters.bits_at(self.plan.parameters.top_level) - 2)
+        if not np.abs(slots).max() * self.plan.input_scale < room:
+            raise PlanError("the image holds values that are no finite numbers of moderate size; preprocess it first")
+        self._encoder.encode(slots.tolist(), self.plan.input_scale, plain)
         return sealio.dump(self._encryptor.encrypt_symmetric(plain))
 
     def decrypt(self, reply: bytes) -> Array:

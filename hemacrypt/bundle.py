@@ -168,7 +168,7 @@ class Bundle:
         BundleError
             If the directory exists and is not a bundle, or the disk refuses.
         """
-        if directory.exists() and not (directory / MANIFEST).is_file():
+        if directory.exists() and not _is_bundle(directory):
             raise BundleError(f"{directory} exists and is no bundle; name a new directory or remove it first")
         try:
             directory.parent.mkdir(parents=True, exist_ok=True)
@@ -176,9 +176,8 @@ class Bundle:
             try:
                 self._write_files(staging)
                 staging.chmod(0o755)
-                if directory.exists():
-                    shutil.rmtree(directory)
-                staging.rename(directory)
+                Bundle.read(staging)
+                _move_into_place(staging, directory)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
         except OSError as error:
@@ -238,6 +237,26 @@ class Bundle:
                 f"{directory}: manifest and tensors disagree ({error}); export the model again"
             ) from error
         return cls(manifest, network)
+
+
+def _is_bundle(directory: Path) -> bool:
+    return (directory / MANIFEST).is_file() and {entry.name for entry in directory.iterdir()} <= set(_LARGEST)
+
+
+def _move_into_place(staging: Path, directory: Path) -> None:
+    if not directory.exists():
+        staging.rename(directory)
+        return
+    older = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        directory.rename(older)
+        try:
+            staging.rename(directory)
+        except OSError:
+            older.rename(directory)
+            raise
+    finally:
+        shutil.rmtree(older, ignore_errors=True)
 
 
 def _record(layer: Linear) -> DenseRecord | ConvolutionRecord:

@@ -218,6 +218,9 @@ class CollapsedNetwork:
     magnitudes: tuple[Array, ...] | None = None
 
     def __post_init__(self) -> None:
+        smallest, largest = self.input_range
+        if not -np.inf < smallest <= largest < np.inf:
+            raise NetworkError(f"input range is {self.input_range}; expected two finite numbers in ascending order")
         if not self.linears:
             raise NetworkError("the network has no affine map; expected at least one dense or convolution layer")
         width = prod(self.input_shape)
@@ -281,6 +284,11 @@ class CollapsedNetwork:
     @cached_property
     def worst_case(self) -> tuple[Array, ...]:
         """Bounds that no input in ``input_range`` exceeds, by interval arithmetic; shape (outputs,) per map."""
+        # A bound beyond float64 is infinite or no number; the planner refuses both.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._intervals()
+
+    def _intervals(self) -> tuple[Array, ...]:
         low = np.full(self.inputs, self.input_range[0])
         high = np.full(self.inputs, self.input_range[1])
         bounds: list[Array] = []

@@ -137,8 +137,10 @@ class Layout:
 
     def pack(self, values: npt.ArrayLike) -> Array:
         """Lay values into slots, shape (values,) -> (slots,); slots without a value are zero."""
-        block = np.zeros(self.period)
-        block[self.positions] = np.asarray(values, dtype=np.float64).reshape(-1)
+        block, flat = np.zeros(self.period), np.asarray(values, dtype=np.float64).reshape(-1)
+        if flat.size != self.positions.size:
+            raise PlanError(f"got {flat.size} values; this layout holds {self.positions.size}")
+        block[self.positions] = flat
         return np.tile(block, self.copies)
 
     def unpack(self, slots: npt.ArrayLike) -> Array:
@@ -312,11 +314,12 @@ class PublicPlan:
     def copy_tolerance(self) -> float:
         """How far a single copy of a logit may lie from the mean of its copies.
 
-        Copies differ by the rounding of the last rescale (see `hemacrypt.planner.noise`), here eight standard
-        deviations of it, and by what the error bound covers.
+        Copies differ by the rounding of the last rescale (see `hemacrypt.planner.noise`), here twenty standard
+        deviations of it (in a slot it is Laplace, not Gaussian: exp(-1.4 k) of all slots lie beyond k),
+        and by what the error bound covers.
         """
         degree = self.parameters.degree
-        return 8 * math.sqrt(degree * (1 + 2 * degree / 3) / 24) / self.output_scale + 2 * self.logit_error_bound
+        return 20 * math.sqrt(degree * (1 + 2 * degree / 3) / 24) / self.output_scale + 2 * self.logit_error_bound
 
     @cached_property
     def requirements_id(self) -> str:

@@ -8,6 +8,7 @@ on integers, so both sides get the same bits on every platform.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -186,15 +187,10 @@ def read_pixels(path: Path, image_size: int) -> Pixels:
             raise ImageError(
                 f"{path} has {bytes_on_disk:,} bytes; at most {LARGEST_FILE:,} are read, so it was not opened"
             )
-        with Image.open(path, formats=_FORMATS) as image:
-            if image.size != (image_size, image_size):
-                raise ImageError(
-                    f"{path} is {image.width}x{image.height} pixels; expected {image_size}x{image_size}: "
-                    "one segmented cell on black, as in the C-NMC release"
-                )
-            if image.mode not in ("RGB", "RGBA", "P"):
-                raise ImageError(f"{path} has pixel type {image.mode}; expected 8-bit RGB")
-            return np.asarray(image.convert("RGB"), dtype=np.uint8)
+        # Pillow's remarks on a damaged file are no concern of the caller: it is read, or it is refused.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _decoded(path, image_size)
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist; name a PNG, BMP or TIFF file of one cell") from None
     except PermissionError:
@@ -203,3 +199,18 @@ def read_pixels(path: Path, image_size: int) -> Pixels:
         raise ImageError(f"{path} is no {'/'.join(_FORMATS)} image; convert it without loss and try again") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ImageError(f"{path} is damaged ({type(error).__name__}); export it again from its source") from None
+
+
+def _decoded(path: Path, image_size: int) -> Pixels:
+    with Image.open(path, formats=_FORMATS) as image:
+        if image.size != (image_size, image_size):
+            raise ImageError(
+                f"{path} is {image.width}x{image.height} pixels; expected {image_size}x{image_size}: "
+                "one segmented cell on black, as in the C-NMC release"
+            )
+        # Pillow would quietly drop the lower half of 16-bit colours.
+        sixteen = any("16" in str(tile[3]) for tile in image.tile)
+        if image.mode not in ("RGB", "RGBA", "P") or sixteen:
+            kind = f"{image.mode}, 16 bits" if sixteen else image.mode
+            raise ImageError(f"{path} has pixel type {kind}; expected 8-bit RGB")
+        return np.asarray(image.convert("RGB"), dtype=np.uint8)

@@ -122,9 +122,13 @@ def unwrap(data: bytes, largest: int, field: str) -> bytes:
 
 def _inflate(compressed: memoryview, largest: int, field: str) -> bytes:
     try:
-        with zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(compressed) as stream:
-            # One byte more than allowed tells a bomb from a fit without ever holding the bomb.
-            body = stream.read(largest + 1)
+        declared = zstandard.get_frame_parameters(compressed).content_size
+        if largest < declared != zstandard.CONTENTSIZE_UNKNOWN:
+            raise FormatError(field, f"decompresses to more than the {largest} bytes expected")
+        # One byte more than allowed tells a bomb from a fit without ever holding the bomb.
+        body: bytes = zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompress(
+            compressed, max_output_size=largest + 1, allow_extra_data=False
+        )
     except zstandard.ZstdError:
         raise FormatError(field, "its compressed content is damaged") from None
     if len(body) > largest:

@@ -9,6 +9,7 @@ import tenseal.sealapi as seal
 
 from hemacrypt import sealformat, sealio
 from hemacrypt.engines.base import Engine
+from hemacrypt.errors import PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys
 from hemacrypt.network import Array
 from hemacrypt.plan import LinearStep, Plan, SquareStep
@@ -72,6 +73,8 @@ class SealEngine(Engine[SealKeys]):
 
     def _encode_layer(self, step: LinearStep) -> _Encoded:
         diagonals = [self._encode(diagonal, step.level, step.weight_scale) for diagonal in step.diagonals]
+        if all(diagonal.is_zero() for diagonal in diagonals):
+            raise PlanError(f"{step.name}: all weights are so small that they round to zero; scale the layer up")
         return _Encoded(diagonals, self._encode(step.bias, step.level - 1, step.output_scale))
 
     def _encode(self, values: Array, level: int, scale: float) -> SealObject:
@@ -92,6 +95,8 @@ class SealEngine(Engine[SealKeys]):
             if total is not None and number < len(step.giants) - 1:
                 evaluator.rotate_vector_inplace(total, step.giant_step, keys.galois)
             for term in terms:
+                if encoded.diagonals[term.diagonal].is_zero():
+                    continue  # weights that round to zero; SEAL refuses the product as transparent
                 target = seal.Ciphertext() if total is None else product
                 evaluator.multiply_plain(babies[term.baby], encoded.diagonals[term.diagonal], target)
                 if total is None:

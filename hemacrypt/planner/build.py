@@ -68,7 +68,10 @@ def plan_network(
     parameters = chain.choose_parameters(degree, network.squares)
     source, choices = _choose_forms(network, parameters)
     prepared = [_prepare(choice, parameters.top_level - 2 * number) for number, choice in enumerate(choices)]
-    peaks = _peaks(network, source, choices)
+    with np.errstate(over="ignore", invalid="ignore"):
+        peaks = _peaks(network, source, choices)
+    if not all(np.isfinite(peak).all() for peak in peaks):
+        raise PlanError("values up to infinity between the layers; train with smaller activations")
     steps, errors, deviation = _with_best_scales(prepared, parameters, peaks, choices[-1].form.target)
     target = choices[-1].form.target
     last = steps[-1].output_scale
@@ -82,7 +85,7 @@ def plan_network(
         output_scale=last,
         rotation_steps=tuple(sorted({rotation for step in steps for rotation in step.rotation_steps})),
         needs_relinearisation=network.squares > 0,
-        logit_error_bound=_rounded_up(noise.BOUND_IN_DEVIATIONS * deviation),
+        logit_error_bound=_rounded_up(noise.deviations_of_bound(target) * deviation),
         logit_limit=parameters.data_primes[0] / 2 / last,
         preprocessing_digest=preprocessing_digest,
     )
@@ -197,7 +200,9 @@ def _with_best_scales(
             errors.append(float(np.sqrt(variance.max())))
         return steps, errors, float(noise.logit_deviation(before, after, target).max())
 
-    last = scales.output_scale(parameters, largest[-1])
+    # The bias of the last layer is encoded at the output scale and must fit the last prime with a bit to spare.
+    bias = float(np.abs(prepared[-1].bias).max())
+    last = scales.output_scale(parameters, max(largest[-1], bias / 2 ** (scales.HEADROOM_BITS - 1)))
     chosen = scales.search(parameters, last, len(prepared), largest, lambda choice: evaluate(choice)[2])
     return evaluate(chosen)
 

@@ -4,7 +4,7 @@ Every operation adds an independent error with a known variance. Coefficients of
 slots with (complex) variance N v, of which the real part — the part that is read — has half. In units of 1 / scale:
 
 =====================  =============================================================================================
-encoding               rounding of N coefficients: N / 24
+encoding               rounding of N coefficients, N / 12: real slots make them symmetric, so all of it is real
 fresh, symmetric       SEAL's errors, variance 10.5 each: N * 10.5 / 2
 rescale                rounding of both polynomials, the second one times a ternary secret: N (1 + 2N/3) / 24
 key switch             one error polynomial per digit, times the digit, over the special prime (see `key_switch`)
@@ -25,8 +25,16 @@ from hemacrypt.plan import Layout, LinearStep, Parameters, SquareStep
 
 # SEAL's error: centred binomial of 21 + 21 bits, standard deviation 3.24 ("noise_standard_deviation" 3.2 rounded up).
 _ERROR_VARIANCE = 10.5
-# A Gaussian exceeds six standard deviations twice in 10^9 times.
-BOUND_IN_DEVIATIONS = 6.0
+
+
+def deviations_of_bound(layout: Layout) -> float:
+    """Return how many standard deviations an error exceeds less than five times in 10^9.
+
+    A rounding error times the secret is a product of two Gaussians in a slot: its real part follows a Laplace
+    distribution, whose tail is exp(-sqrt(2) k). The mean over many copies is Gaussian again, where six suffice; between
+    the two the factor was checked with Chernoff's bound.
+    """
+    return float(6 * (1 + 1.4 / np.sqrt(layout.copies)))
 
 
 class NoiseModel:
@@ -35,7 +43,7 @@ class NoiseModel:
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
         degree = parameters.degree
-        self.encoding = degree / 24
+        self.encoding = degree / 12
         self.fresh = degree * _ERROR_VARIANCE / 2
         self.rescale = degree * (1 + 2 * degree / 3) / 24
 

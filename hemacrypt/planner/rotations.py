@@ -62,7 +62,7 @@ def best_split(form: MatrixForm) -> Split:
     best_count = (1 << 62, 1 << 62)
     for shift in shifts:
         offsets = (form.offsets - shift) % period
-        for wrap in powers[1:]:
+        for wrap in powers[1:] or powers:
             for stride in powers:
                 if stride > wrap:
                     break

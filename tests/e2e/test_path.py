@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -58,6 +59,65 @@ def test_stream_goes_on_after_a_refused_image(client: Client, address: str, cell
     assert [reply.index for reply in replies] == [0, 1, 2]
     assert [reply.WhichOneof("result") for reply in replies] == ["prediction", "refusal", "prediction"]
     assert replies[1].refusal.reason == "DIGEST_MISMATCH"
+
+
+def test_stream_answers_a_client_that_waits_for_each_answer(
+    client: Client, address: str, cells: list[SampleCell]
+) -> None:
+    request, _ = client._request(cells[0].path)
+    answered = threading.Semaphore(1)
+
+    def one_by_one() -> Iterator[pb.PredictRequest]:
+        for _ in range(3):
+            assert answered.acquire(timeout=60)
+            yield request
+
+    with grpc.insecure_channel(address) as channel:
+        stub = pb_grpc.EncryptedInferenceStub(channel)  # type: ignore[no-untyped-call]
+        indices = []
+        for reply in stub.PredictStream(one_by_one(), timeout=60):
+            indices.append(reply.index)
+            answered.release()
+    assert indices == [0, 1, 2]
+
+
+def test_silent_streams_are_ended_and_give_their_place_back(
+    bundle: Bundle, cells: list[SampleCell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-m", "service", str(bundle_path()), "--port", "0", "--workers", "1"]
+    command += ["--store", str(tmp_path / "store"), "--port-file", str(tmp_path / "port")]
+    limits = os.environ | {"HEMACRYPT_STREAMS": "2", "HEMACRYPT_STREAM_IDLE_SECONDS": "1.5"}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=limits)
+    try:
+        _wait_until((tmp_path / "port").exists)
+        target = f"127.0.0.1:{int((tmp_path / 'port').read_text())}"
+        silence = threading.Event()
+
+        def silent() -> Iterator[pb.PredictRequest]:
+            silence.wait(60)
+            yield from ()
+
+        with grpc.insecure_channel(target) as channel:
+            stub = pb_grpc.EncryptedInferenceStub(channel)  # type: ignore[no-untyped-call]
+            idle = [stub.PredictStream(silent(), timeout=60) for _ in range(2)]
+            # Both places are taken: another stream is refused, a short call is not.
+            _wait_until(lambda: _refused_for_places(stub))
+            assert stub.ListModels(pb.ListModelsRequest(), timeout=10).models
+            for stream in idle:
+                with pytest.raises(grpc.RpcError) as ended:
+                    next(stream)
+                assert ended.value.code() is grpc.StatusCode.CANCELLED
+            _wait_until(lambda: not _refused_for_places(stub))
+            silence.set()
+    finally:
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+
+
+def _refused_for_places(stub: pb_grpc.EncryptedInferenceStub) -> bool:
+    call = stub.PredictStream(iter(()), timeout=10)
+    return bool(call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 def test_stream_reports_an_unreadable_image(client: Client, cells: list[SampleCell], tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""Networks, plans and keys that several test modules share; everything expensive is made once per session."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hemacrypt.network import CollapsedNetwork, Convolution, Dense
+from tests.hemacrypt.setups import Setup
+
+
+@pytest.fixture(scope="session")
+def cell_network() -> CollapsedNetwork:
+    """Return a random network of the shape that classifies cells, calibrated on random images."""
+    rng = np.random.default_rng(20)
+    network = CollapsedNetwork(
+        (3, 32, 32),
+        (
+            Convolution(rng.normal(size=(16, 3, 5, 5)) / 9, rng.normal(size=16) / 10, (3, 32, 32), 2, ((1, 2), (1, 2))),
+            Dense(rng.normal(size=(64, 4096)) / 64, rng.normal(size=64)),
+            Dense(rng.normal(size=(2, 64)) / 8, rng.normal(size=2)),
+        ),
+    )
+    extremes = np.stack([np.zeros((3, 32, 32)), np.ones((3, 32, 32))])
+    return network.calibrated(np.concatenate([rng.random((20, 3, 32, 32)), extremes]))
+
+
+@pytest.fixture(scope="session")
+def cell(cell_network: CollapsedNetwork) -> Setup:
+    """Return the cell network (degree 8192, 144 + 64 + 2 diagonals) ready to run."""
+    return Setup.of(cell_network)
+
+
+@pytest.fixture(scope="session")
+def regression() -> Setup:
+    """Return a logistic regression (degree 4096, two data primes, no square) ready to run."""
+    rng = np.random.default_rng(21)
+    return Setup.of(CollapsedNetwork((1, 4, 4), (Dense(rng.normal(size=(3, 16)), rng.normal(size=3)),)))
+
+
+@pytest.fixture(scope="session")
+def one_square() -> Setup:
+    """Return a small network with one square (degree 8192, four data primes) ready to run."""
+    rng = np.random.default_rng(22)
+    first = Convolution(rng.normal(size=(2, 1, 2, 2)), rng.normal(size=2), (1, 4, 4), 2)
+    return Setup.of(CollapsedNetwork((1, 4, 4), (first, Dense(rng.normal(size=(2, 8)), rng.normal(size=2)))))
