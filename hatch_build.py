@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from importlib import resources
+from importlib import resources, util
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,9 @@ def stale() -> list[str]:
         ]
 
 
-try:
+# As a command this file runs in environments without the build backend; then there is no hook to define.
+if util.find_spec("hatchling"):
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
-except ImportError:  # run as a command, where the build backend is not needed
-    pass
-else:
 
     class ProtobufBuildHook(BuildHookInterface[Any]):
         """Hatchling's hook: generate before anything is packed, for wheels and for editable installs."""

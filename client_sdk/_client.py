@@ -290,7 +290,10 @@ class Client:
         holder = self._holder()
         key_set_id = self.keys.info().key_set_id
         started = time.perf_counter()
-        ciphertext = holder.encrypt(self.preprocessing(image))
+        try:
+            ciphertext = holder.encrypt(self.preprocessing(image))
+        except PlanError as error:
+            raise ReplyError(f"the plan that {self.target} sent cannot be used: {error}") from error
         encrypt_ms = (time.perf_counter() - started) * 1e3
         request = pb.PredictRequest(
             model=self.model,

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ class KeyInfo:
     model: str
     requirements_id: str
     key_set_id: str
+    secret_sha256: str
 
 
 class KeyDirectory:
@@ -64,13 +66,17 @@ class KeyDirectory:
             raise KeysMissingError(
                 f"{self.path} holds keys already; name another directory or replace them (--replace)"
             )
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise KeysMissingError(f"{self.path} cannot hold keys ({error.strerror}); name another directory") from None
         holder = KeyHolder(plan)
         blob = holder.evaluation_keys().to_bytes()
-        info = KeyInfo(plan.model, plan.requirements_id, key_set_id(blob))
+        secret = holder.secret_bytes()
+        info = KeyInfo(plan.model, plan.requirements_id, key_set_id(blob), hashlib.sha256(secret).hexdigest())
         # keys.json is written last: a directory without it has no usable keys, so a crash leaves no mixture.
         (self.path / _INFO).unlink(missing_ok=True)
-        _write_private(self.path / _SECRET, holder.secret_bytes())
+        _write_private(self.path / _SECRET, secret)
         _write_private(self.path / _EVALUATION, blob)
         _write_private(self.path / _INFO, json.dumps(asdict(info), indent=2).encode())
         return holder
@@ -122,7 +128,7 @@ class KeyDirectory:
         KeysMissingError
             If there is none, others may read it, it is damaged, or it is for another plan.
         """
-        self.info_for(plan)
+        info = self.info_for(plan)
         path = self.path / _SECRET
         try:
             mode = path.stat().st_mode & 0o777
@@ -131,6 +137,8 @@ class KeyDirectory:
             raise KeysMissingError(f"{path} cannot be read ({error.strerror}); restore it or make new keys") from None
         if mode & 0o077:
             raise KeysMissingError(f"{path} can be read by others (mode {mode:o}); run `chmod 600 {path}`")
+        if hashlib.sha256(secret).hexdigest() != info.secret_sha256:
+            raise KeysMissingError(f"{path} is damaged; restore it from a backup or make new keys")
         try:
             sealformat.unwrap(secret, 1 << 24, "secret key")
             return KeyHolder(plan, secret)

@@ -92,7 +92,7 @@ class Prediction:
     def probabilities(self) -> dict[str, float]:
         """The model's probability of each label: softmax of the logits, or the logistic function of a single one."""
         if len(self.logits) == 1:
-            return {self.labels[0]: float(1 / (1 + np.exp(-self.logits[0])))}
+            return {self.labels[0]: float((1 + np.tanh(self.logits[0] / 2)) / 2)}
         shifted = np.exp(self.logits - self.logits.max())
         return dict(zip(self.labels, (shifted / shifted.sum()).tolist(), strict=True))
 

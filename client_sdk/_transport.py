@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2
 from grpc_status import rpc_status
 
@@ -57,7 +58,11 @@ def open_channel(target: str, root_certificate: Path | None) -> grpc.Channel:
         ("grpc.keepalive_time_ms", 240_000),
     ]
     if root_certificate is not None:
-        credentials = grpc.ssl_channel_credentials(root_certificate.read_bytes())
+        try:
+            content = root_certificate.read_bytes()
+        except OSError as error:
+            raise ClientError(f"{root_certificate} cannot be read ({error.strerror}); name a PEM file") from None
+        credentials = grpc.ssl_channel_credentials(content)
         return grpc.secure_channel(target, credentials, options=options)
     return grpc.insecure_channel(target, options=options)
 
@@ -92,12 +97,12 @@ def printable(text: str) -> str:
 
 
 def _error_info(error: grpc.RpcError) -> tuple[str, dict[str, str]]:
+    info = error_details_pb2.ErrorInfo()
     try:
         status = rpc_status.from_call(error)  # type: ignore[arg-type] # every error of a call is the call
-    except ValueError:  # details that contradict the code: ignore them, not the code
-        status = None
-    info = error_details_pb2.ErrorInfo()
-    for detail in status.details if status is not None else ():
-        if detail.Unpack(info):
-            return info.reason, dict(info.metadata)
+        for detail in status.details if status is not None else ():
+            if detail.Unpack(info):
+                return info.reason, dict(info.metadata)
+    except (ValueError, DecodeError):
+        return "", {}  # details that are broken or contradict the code: the code stands
     return "", {}

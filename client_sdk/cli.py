@@ -37,7 +37,7 @@ def models(server: ServerOption = _SERVER, tls_root: TlsOption = None) -> None:
     with Client(server, "", key_directory=Path(), root_certificate=tls_root) as client:
         table = Table("model", "description", "plan")
         for model in client.models():
-            table.add_row(escape(model.name), escape(model.description), model.plan_id[:12])
+            table.add_row(escape(model.name), escape(model.description), escape(model.plan_id[:12]))
     Console().print(table)
 
 

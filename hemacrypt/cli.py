@@ -56,7 +56,7 @@ def _about(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    pass
+    """Take the options that stand before any command; the work is in their callbacks."""
 
 
 def _unavailable(entry: EntryPoint, error: ImportError) -> Callable[[], None]:

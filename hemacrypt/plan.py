@@ -303,7 +303,7 @@ class PublicPlan:
         if len(self.labels) != len(self.output_layout.positions):
             raise PlanError(f"{len(self.labels)} labels for {len(self.output_layout.positions)} logits")
         if any(not 0 < step < slots for step in self.rotation_steps):
-            raise PlanError(f"rotation steps must lie between 1 and {slots - 1}; got {self.rotation_steps}")
+            raise PlanError(f"rotation steps must lie between 1 and {slots - 1}")
         if list(self.rotation_steps) != sorted(set(self.rotation_steps)):
             raise PlanError("rotation steps must be ascending and distinct")
         for scale, level in ((self.input_scale, self.parameters.top_level), (self.output_scale, 0)):

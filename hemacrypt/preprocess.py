@@ -41,7 +41,7 @@ class Preprocessing(BaseModel):
     image_size: int = Field(450, ge=1, le=4096, description="width and height of the original, in pixels")
     crop: int = Field(320, ge=1, description="width and height of the centred crop, in pixels")
     block: int = Field(10, ge=1, description="width and height of the blocks that become one pixel")
-    scale: float = Field(1.0 / 255.0, gt=0, allow_inf_nan=False, description="factor from 0..255 to network input")
+    scale: float = Field(1.0 / 255.0, gt=0, le=1e6, description="factor from 0..255 to network input")
     largest_mean: float = Field(
         255.0,
         gt=0,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from pydantic import ValidationError
 
@@ -53,7 +55,9 @@ def plan_from_message(message: pb.PublicPlan, model: str, preprocessing: Preproc
     parameters = Parameters(
         message.parameters.degree, tuple(message.parameters.data_primes), message.parameters.special_prime
     )
-    if not (message.logit_error_bound > 0 and message.logit_limit > 0):
+    if len(set(message.labels)) != len(message.labels):
+        raise PlanError("two labels are the same; answers could not be told apart")
+    if not (0 < message.logit_error_bound < math.inf and 0 < message.logit_limit < math.inf):
         raise PlanError("the plan states no positive error bound and logit limit")
     plan = PublicPlan(
         model=model,

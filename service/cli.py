@@ -29,6 +29,8 @@ def serve(
 
     Every setting can also come from the environment as HEMACRYPT_<NAME>, for example HEMACRYPT_WORKERS=4.
     """
+    from pydantic_settings import SettingsError
+
     from hemacrypt.embedded import bundle_path
     from service import logs
     from service.pool import PoolError
@@ -50,10 +52,15 @@ def serve(
         settings = Settings(**chosen)
         named = tuple(bundles or settings.bundles or (bundle_path(),))
         settings = settings.model_copy(update={"bundles": named})
+        if port_file is not None and not port_file.parent.is_dir():
+            raise FileNotFoundError(f"{port_file.parent} is no directory; name another --port-file")
         service = Service(settings)
     except ValidationError as error:
         for problem in error.errors():
             typer.secho(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}", err=True, fg="red")
+        raise typer.Exit(2) from None
+    except SettingsError as error:
+        typer.secho(f"{error}; lists are written as JSON", err=True, fg="red")
         raise typer.Exit(2) from None
     except (HemacryptError, PoolError, OSError) as error:
         typer.secho(f"cannot serve: {error}", err=True, fg="red")

@@ -20,7 +20,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from service import errors
 _ID = re.compile(r"[0-9a-f]{64}")
 _STAGING = re.compile(r"\.[0-9a-f]{64}")
 _PART = re.compile(r"[0-9a-f]{64}\.part")
+_NOTE = re.compile(r"[0-9a-f]{64}\.part\.json")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -85,6 +86,8 @@ class KeyStore:
                 elif _PART.fullmatch(path.name) and path.name[:64] not in self._uploading and self._is_idle(path):
                     self._remove(path)
                     self._remove(self._part_info(path))
+                elif _NOTE.fullmatch(path.name) and not path.with_suffix("").exists() and self._is_idle(path):
+                    self._remove(path)
 
     def _is_idle(self, path: Path) -> bool:
         try:
@@ -101,9 +104,10 @@ class KeyStore:
             INVALID_ARGUMENT if the id is none.
         """
         directory, part = self._paths(key_set_id)
-        if info := self._info(directory):
-            return KeySetStatus(True, (directory / "keys").stat().st_size, info.model)
-        if part.is_file():
+        with suppress(FileNotFoundError):
+            if info := self._info(directory):
+                return KeySetStatus(True, (directory / "keys").stat().st_size, info.model)
+        with suppress(FileNotFoundError):
             return KeySetStatus(False, part.stat().st_size, self._part_model(part))
         return KeySetStatus(False, 0, "")
 
@@ -197,8 +201,8 @@ class KeyStore:
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            self._remove(part)
-            self._remove(self._part_info(part))
+            for path in (part, self._part_info(part), part.with_name(f".{part.stem}")):
+                self._remove(path)
             raise errors.Refused(
                 code_pb2.RESOURCE_EXHAUSTED,
                 "STORE_FULL",
@@ -241,7 +245,7 @@ class KeyStore:
     def _part_model(self, part: Path) -> str:
         try:
             return str(json.loads(self._part_info(part).read_text(encoding="utf-8"))["model"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return ""
 
     @staticmethod
@@ -249,7 +253,7 @@ class KeyStore:
         try:
             content = json.loads((directory / "info.json").read_text(encoding="utf-8"))
             return KeySetInfo(model=str(content["model"]), requirements_id=str(content["requirements_id"]))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _used(self) -> int:

@@ -241,8 +241,10 @@ class WorkerPool:
 
     def close(self) -> None:
         """End all workers; jobs that run fail."""
-        self._closed = True
-        for process in self._processes:
+        with self._lock:
+            self._closed = True
+            processes = list(self._processes)
+        for process in processes:
             process.stop()
 
     def _done(self, _: Future[Outcome]) -> None:
@@ -269,6 +271,10 @@ class WorkerPool:
         fresh = _Process(self._settings)
         with self._lock:
             self._processes[self._processes.index(lost)] = fresh
+            closed = self._closed
+        if closed:
+            fresh.stop()
+            return fresh
         try:
             fresh.wait_ready()
         except WorkerLostError as error:

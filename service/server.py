@@ -13,6 +13,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from hemacrypt.engines import ENCRYPTED_ENGINES
 from hemacrypt.errors import HemacryptError
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
@@ -48,6 +49,9 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        if settings.engine not in ENCRYPTED_ENGINES:
+            choices = ", ".join(ENCRYPTED_ENGINES)
+            raise HemacryptError(f"no engine is called {settings.engine!r}; choose one of {choices}")
         self.models = load_models(settings.bundles)
         self._store = KeyStore(settings.store, settings.store_limit_mb << 20, settings.upload_idle_hours * 3600)
         # Workers first: a process that is started after gRPC has threads is asking for trouble.
@@ -89,6 +93,11 @@ class Service:
             return int(self._server.add_insecure_port(address))
         except RuntimeError:
             self._pool.close()
+            if self.settings.tls_certificate:
+                raise HemacryptError(
+                    f"cannot listen on {address} with certificate {self.settings.tls_certificate} and its key; "
+                    "check that both are PEM and belong together, and that the address is free"
+                ) from None
             raise HemacryptError(f"cannot listen on {address}; choose another --port or stop what uses it") from None
 
     def start(self) -> None:
