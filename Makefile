@@ -47,7 +47,7 @@ format: $(VENV)/.dev ## let ruff format the code and fix what it can
 proto: $(VENV)/.dev ## generate the protobuf code again after a change of the contract
 	$(BIN)/python hatch_build.py
 
-bench: $(VENV)/.dev ## accuracy of the embedded bundle and of the image-split protocol under encryption; needs HEMACRYPT_DATA
+bench: $(VENV)/.dev ## accuracy and time under encryption, on the embedded sample
 	$(BIN)/python benchmarks/encrypted_accuracy.py
 
 clean: ## remove .venv and everything that was built
