@@ -5,6 +5,7 @@ Also a command: ``python hatch_build.py --check`` fails when the generated code 
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
 from importlib import resources, util
@@ -24,12 +25,11 @@ def generate(target: Path) -> None:
     RuntimeError
         If the contract does not compile.
     """
-    from grpc_tools import protoc
-
     include = resources.files("grpc_tools") / "_proto"
-    arguments = [f"-I{ROOT / 'proto'}", f"-I{include}"]
     outputs = [f"--{kind}_out={target}" for kind in ("python", "pyi", "grpc_python")]
-    if protoc.main(["protoc", *arguments, *outputs, PROTO]) != 0:
+    # A process of its own: protoc crashes in one that has loaded TensorFlow, whose protobuf is another.
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'proto'}", f"-I{include}", *outputs, PROTO]
+    if subprocess.run(command).returncode != 0:
         raise RuntimeError(f"protoc could not compile proto/{PROTO}")
 
 
