@@ -31,6 +31,7 @@ from client_sdk.demo import running_service
 from hemacrypt import DISCLAIMER
 from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import bundle_path
+from hemacrypt.engines import DEFAULT_ENGINE
 from hemacrypt.preprocess import Preprocessing
 from training.datasets import Split, embedded_part, load_cells, load_split
 from training.evaluate import figures
@@ -75,6 +76,7 @@ def main(
     data: Annotated[Path | None, typer.Option(envvar="HEMACRYPT_DATA", help="Folder of the C-NMC data.")] = None,
     heldout: Annotated[bool, typer.Option(help="Use all held-out subjects; needs --data.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes of the service.")] = 2,
+    engine: Annotated[str, typer.Option(help="Engine of the service: seal or vector.")] = DEFAULT_ENGINE,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only so many images, evenly spread.")] = None,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("build/bench/encrypted_accuracy.json"),
 ) -> None:
@@ -95,7 +97,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="hemacrypt-bench-") as scratch:
         here = Path(scratch)
         with (
-            running_service(directory, here, workers, here / "service.log") as target,
+            running_service(directory, here, workers, here / "service.log", engine) as target,
             Client(target, opened.manifest.name, key_directory=here / "keys") as client,
         ):
             client.prepare()
@@ -107,6 +109,7 @@ def main(
     compute = np.array([answer.milliseconds.compute for answer in answers])
     report: dict[str, Any] = {
         "model": opened.manifest.name,
+        "engine": engine,
         "bundle": opened.digest,
         "protocol": protocol,
         "images": len(images),

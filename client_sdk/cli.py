@@ -17,6 +17,7 @@ from rich.table import Table
 from client_sdk._client import Client
 from client_sdk._results import Prediction
 from hemacrypt import DISCLAIMER
+from hemacrypt.engines import DEFAULT_ENGINE
 from hemacrypt.errors import ImageError
 
 ServerOption = Annotated[
@@ -112,11 +113,12 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where the report and the picture go.")] = Path("build/demo"),
     limit: Annotated[int | None, typer.Option(min=1, help="Use only so many of the sample's cells.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes of the service.")] = 1,
+    engine: Annotated[str, typer.Option(help="Engine of the service: seal or vector.")] = DEFAULT_ENGINE,
 ) -> None:
     """Run the whole path on real cells: start a service, make keys, encrypt, predict, decrypt, compare, stop."""
     from client_sdk.demo import run_demo
 
-    raise typer.Exit(0 if run_demo(out, limit, workers, Console()) == 0 else 1)
+    raise typer.Exit(0 if run_demo(out, limit, workers, Console(), engine) == 0 else 1)
 
 
 def as_record(answer: Prediction) -> dict[str, object]:

@@ -30,6 +30,7 @@ from client_sdk._results import Prediction
 from hemacrypt import DISCLAIMER
 from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import SampleCell, bundle_path, sample
+from hemacrypt.engines import DEFAULT_ENGINE
 from hemacrypt.network import Array
 
 _STAGES = ("encrypt", "upload", "compute", "decrypt")
@@ -61,7 +62,9 @@ class Answer:
 
 
 @contextmanager
-def running_service(bundle: Path, directory: Path, workers: int, log: Path) -> Iterator[str]:
+def running_service(
+    bundle: Path, directory: Path, workers: int, log: Path, engine: str = DEFAULT_ENGINE
+) -> Iterator[str]:
     """Start a service process on a free port of this machine, yield its address, stop it.
 
     Raises
@@ -72,7 +75,7 @@ def running_service(bundle: Path, directory: Path, workers: int, log: Path) -> I
     port_file = directory / "port"
     port_file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "service", str(bundle), "--port", "0", "--port-file", str(port_file)]
-    command += ["--store", str(directory / "store"), "--workers", str(workers)]
+    command += ["--store", str(directory / "store"), "--workers", str(workers), "--engine", engine]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HEMACRYPT_")}
     with log.open("wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
@@ -92,7 +95,7 @@ def running_service(bundle: Path, directory: Path, workers: int, log: Path) -> I
             process.wait()
 
 
-def run_demo(out: Path, limit: int | None, workers: int, console: Console) -> int:
+def run_demo(out: Path, limit: int | None, workers: int, console: Console, engine: str = DEFAULT_ENGINE) -> int:
     """Run the demonstration and write ``report.json``, ``report.png`` and the service's log.
 
     Parameters
@@ -105,6 +108,8 @@ def run_demo(out: Path, limit: int | None, workers: int, console: Console) -> in
         Worker processes of the service.
     console:
         Where to print.
+    engine:
+        Engine of the service.
 
     Returns
     -------
@@ -121,14 +126,14 @@ def run_demo(out: Path, limit: int | None, workers: int, console: Console) -> in
         directory = Path(scratch)
         started = time.perf_counter()
         console.print("laboratory: starting the service …")
-        with running_service(bundle_path(), directory, workers, out / "service.log") as target:
+        with running_service(bundle_path(), directory, workers, out / "service.log", engine) as target:
             start_seconds = time.perf_counter() - started
             console.print(f"laboratory: ready at {target} after {start_seconds:.1f} s")
             with Client(target, bundle.manifest.name, key_directory=directory / "keys") as client:
                 answers, key_bytes = _ask(client, cells, bundle, console)
                 bound = client.plan.logit_error_bound
         console.print("laboratory: service stopped")
-    report = summarise(answers, bound, key_bytes, start_seconds)
+    report = summarise(answers, bound, key_bytes, start_seconds) | {"engine": engine}
     _print(answers, report, console)
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     from client_sdk.picture import draw

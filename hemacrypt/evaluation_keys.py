@@ -65,6 +65,19 @@ class EvaluationKeys:
             raise FormatError("evaluation keys", f"{len(blob) - position} bytes follow their end; upload them again")
         return cls(*parts)
 
+    def check_absent(self, plan: PublicPlan) -> None:
+        """Make sure that there is nothing that a plan does not need.
+
+        Raises
+        ------
+        FormatError
+            If there is.
+        """
+        if self.relinearisation and not plan.needs_relinearisation:
+            raise FormatError("relinearisation key", "this plan squares nothing and needs none; leave it out")
+        if self.galois and not plan.rotation_steps:
+            raise FormatError("Galois keys", "this plan rotates nothing and needs none; leave them out")
+
     def checked(self, plan: PublicPlan, minor: int) -> EvaluationKeys:
         """Return the same keys as uncompressed streams for SEAL, every byte compared with what the plan needs.
 
@@ -80,15 +93,12 @@ class EvaluationKeys:
         FormatError
             If they are for other parameters or rotations, or damaged.
         """
+        self.check_absent(plan)
         relinearisation = galois = b""
         if plan.needs_relinearisation:
             relinearisation = sealformat.check_relinearisation_key(self.relinearisation, plan.parameters, minor)
-        elif self.relinearisation:
-            raise FormatError("relinearisation key", "this plan squares nothing and needs none; leave it out")
         if plan.rotation_steps:
             galois = sealformat.check_galois_keys(self.galois, plan.parameters, plan.rotation_steps, minor)
-        elif self.galois:
-            raise FormatError("Galois keys", "this plan rotates nothing and needs none; leave them out")
         return EvaluationKeys(relinearisation, galois)
 
 

@@ -42,6 +42,22 @@ _WINDOW: Final = 1 << 27
 _SLACK: Final = 4096
 
 
+@dataclass(frozen=True, eq=False)
+class Residues:
+    """A checked ciphertext or key component.
+
+    Attributes
+    ----------
+    polynomials:
+        uint64, shape (1 or 2, primes, degree), in NTT form; every entry is below its prime.
+    seed:
+        64 bytes that the second polynomial expands from, when there is one only.
+    """
+
+    polynomials: npt.NDArray[np.uint64]
+    seed: bytes | None
+
+
 @dataclass(frozen=True)
 class _Reader:
     """A cursor over bytes that fails by name instead of reading past the end.
@@ -170,18 +186,30 @@ def check_ciphertext(data: bytes, parameters: Parameters, level: int, scale: flo
     FormatError
         If anything differs: length, parameters, level, scale, form, residues.
     """
-    body = bytearray(unwrap(data, ciphertext_bytes(parameters, level, seeded=False), "ciphertext"))
-    reader = _Reader.over(body, "ciphertext", minor)
-    _check_ciphertext_body(
-        reader, parameters.parms_id(level), parameters.degree, parameters.data_primes[: level + 1], scale, parameters
-    )
-    reader.finish()
+    body, _ = _read_ciphertext(data, parameters, level, scale, minor)
     return header(HEADER.size + len(body), minor) + body
 
 
-def _check_ciphertext_body(
-    reader: _Reader, parms_id: bytes, degree: int, primes: tuple[int, ...], scale: float, parameters: Parameters
-) -> None:
+def read_ciphertext(data: bytes, parameters: Parameters, level: int, scale: float) -> Residues:
+    """Check a ciphertext from the wire and return its residues; see `check_ciphertext`."""
+    return _read_ciphertext(data, parameters, level, scale, 0)[1]
+
+
+def _read_ciphertext(
+    data: bytes, parameters: Parameters, level: int, scale: float, minor: int
+) -> tuple[bytearray, Residues]:
+    body = bytearray(unwrap(data, ciphertext_bytes(parameters, level, seeded=False), "ciphertext"))
+    reader = _Reader.over(body, "ciphertext", minor)
+    primes = parameters.data_primes[: level + 1]
+    residues = _read_body(reader, parameters.parms_id(level), primes, scale, parameters)
+    reader.finish()
+    return body, residues
+
+
+def _read_body(
+    reader: _Reader, parms_id: bytes, primes: tuple[int, ...], scale: float, parameters: Parameters
+) -> Residues:
+    degree = parameters.degree
     got_id, ntt, size, got_degree, count_primes, got_scale, correction = reader.unpack(_CIPHERTEXT)
     if got_id != parms_id:
         known = {parameters.parms_id(level): level for level in range(parameters.top_level + 1)}
@@ -197,13 +225,14 @@ def _check_ciphertext_body(
         raise FormatError("scale", f"2^{_log2(got_scale)}; expected 2^{_log2(scale)} as the plan says")
     if ntt != 1 or correction != 1:
         raise FormatError("form", "it is not a CKKS ciphertext in NTT form")
-    _, residues = _check_array(reader, degree, primes)
-    if not residues[-1].any():
+    residues = _read_array(reader, degree, primes)
+    if not residues.polynomials[-1].any():
         raise FormatError("residues", "a whole polynomial is zero, so nothing is encrypted")
+    return residues
 
 
-def _check_array(reader: _Reader, degree: int, primes: tuple[int, ...]) -> tuple[bool, npt.NDArray[np.uint64]]:
-    """Check the residues (and the seed, if there is one); return whether it is seeded, and the residues."""
+def _read_array(reader: _Reader, degree: int, primes: tuple[int, ...]) -> Residues:
+    """Check the residues, and the seed if there is one."""
     polynomial = degree * len(primes)
     array_size = _nested_header(reader)
     (count,) = reader.unpack(_COUNT)
@@ -215,9 +244,7 @@ def _check_array(reader: _Reader, degree: int, primes: tuple[int, ...]) -> tuple
     limits = np.array(primes, dtype=np.uint64)[None, :, None]
     if (residues >= limits).any():
         raise FormatError("residues", "a residue is not below its prime; it was not written by SEAL")
-    if count == polynomial:
-        _check_seed(reader)
-    return count == polynomial, residues
+    return Residues(residues, _read_seed(reader) if count == polynomial else None)
 
 
 def _nested_header(reader: _Reader) -> int:
@@ -230,14 +257,14 @@ def _nested_header(reader: _Reader) -> int:
     return size
 
 
-def _check_seed(reader: _Reader) -> None:
+def _read_seed(reader: _Reader) -> bytes:
     size = _nested_header(reader)
     (generator,) = reader.take(1)
     if size != _SEED_BYTES or generator != _GENERATOR_BLAKE2XB:
         raise FormatError(
             reader.field, f"its seed has generator {generator}; expected Blake2xb ({_GENERATOR_BLAKE2XB})"
         )
-    reader.take(64)
+    return bytes(reader.take(64))
 
 
 def key_set_bytes(parameters: Parameters, keys: int, rows: int) -> int:
@@ -281,9 +308,28 @@ def check_galois_keys(data: bytes, parameters: Parameters, steps: Iterable[int],
     return _check_key_set(data, parameters, rows, parameters.degree, "Galois keys", minor)
 
 
+def read_relinearisation_key(data: bytes, parameters: Parameters) -> list[Residues]:
+    """Check a relinearisation key from the wire; return its components, one for each data prime."""
+    return _read_key_set(data, parameters, {0}, 1, "relinearisation key", 0)[1][0]
+
+
+def read_galois_keys(data: bytes, parameters: Parameters, steps: Iterable[int]) -> dict[int, list[Residues]]:
+    """Check Galois keys from the wire; return the components of the key for each rotation."""
+    rows = {(parameters.galois_element(step) - 1) // 2: step for step in steps}
+    found = _read_key_set(data, parameters, set(rows), parameters.degree, "Galois keys", 0)[1]
+    return {step: found[row] for row, step in rows.items()}
+
+
 def _check_key_set(
     data: bytes, parameters: Parameters, present: set[int], most_rows: int, field: str, minor: int
 ) -> bytes:
+    body, _ = _read_key_set(data, parameters, present, most_rows, field, minor)
+    return header(HEADER.size + len(body), minor) + body
+
+
+def _read_key_set(
+    data: bytes, parameters: Parameters, present: set[int], most_rows: int, field: str, minor: int
+) -> tuple[bytearray, dict[int, list[Residues]]]:
     body = bytearray(unwrap(data, key_set_bytes(parameters, len(present), most_rows), field))
     reader = _Reader.over(body, field, minor)
     key_level, primes = parameters.parms_id(), (*parameters.data_primes, parameters.special_prime)
@@ -292,6 +338,7 @@ def _check_key_set(
     (rows,) = reader.unpack(_COUNT)
     if not max(present, default=-1) < rows <= most_rows:
         raise FormatError(field, f"{rows} rows; expected more than {max(present, default=-1)} and at most {most_rows}")
+    found: dict[int, list[Residues]] = {}
     for row in range(rows):
         (keys,) = reader.unpack(_COUNT)
         expected = len(parameters.data_primes) if row in present else 0
@@ -300,11 +347,36 @@ def _check_key_set(
         for _ in range(keys):
             start = reader.at
             size = _nested_header(reader)
-            _check_ciphertext_body(reader, key_level, parameters.degree, primes, 1.0, parameters)
+            found.setdefault(row, []).append(_read_body(reader, key_level, primes, 1.0, parameters))
             if reader.at - start != size:
                 raise FormatError(field, f"a key's header promises {size} bytes, it has {reader.at - start}")
     reader.finish()
-    return header(HEADER.size + len(body), minor) + body
+    return body, found
+
+
+def ciphertext_stream(residues: npt.NDArray[np.uint32], parameters: Parameters, scale: float, minor: int) -> bytes:
+    """Write a ciphertext as SEAL does, compressed.
+
+    Parameters
+    ----------
+    residues:
+        In NTT form, shape (2, primes, degree).
+    parameters, scale:
+        What it is encrypted under; the level follows from the number of primes.
+    minor:
+        Minor version of SEAL to name in the headers.
+    """
+    size, primes, degree = residues.shape
+    words = residues.astype("<u8").tobytes()
+    count = _COUNT.pack(residues.size)
+    body = (
+        _CIPHERTEXT.pack(parameters.parms_id(primes - 1), 1, size, degree, primes, scale, 1)
+        + header(HEADER.size + len(count) + len(words), minor)
+        + count
+        + words
+    )
+    compressed = zstandard.ZstdCompressor().compress(body)
+    return header(HEADER.size + len(compressed), minor, _ZSTD) + compressed
 
 
 def _log2(scale: float) -> str:

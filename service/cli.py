@@ -20,7 +20,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; 0 lets the system choose. [default: 50051]")] = None,
     store: Annotated[Path | None, typer.Option(help="Where evaluation keys are kept.")] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes. [default: one per core]")] = None,
-    engine: Annotated[str | None, typer.Option(help="Engine that evaluates. [default: seal]")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Engine that evaluates: seal, or vector (faster). [default: seal]")
+    ] = None,
     port_file: Annotated[Path | None, typer.Option(help="Write the port here once the service is ready.")] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM certificate chain; needs --tls-key.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM private key of the certificate.")] = None,

@@ -10,6 +10,8 @@ import platformdirs
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from hemacrypt.engines import DEFAULT_ENGINE
+
 
 def _cores() -> int:
     # The cores that this process may use, which in a container are fewer than the machine's.
@@ -29,7 +31,7 @@ class Settings(BaseSettings):
     """Directories of the models to serve."""
     store: Path = Field(default_factory=lambda: platformdirs.user_data_path("hemacrypt") / "service")
     """Where evaluation keys are kept."""
-    engine: str = "seal"
+    engine: str = DEFAULT_ENGINE
     """Engine that evaluates; see ``hemacrypt.engines``."""
     workers: int = Field(default_factory=_cores, ge=1, le=256)
     """Worker processes; each evaluates one image at a time on one core."""

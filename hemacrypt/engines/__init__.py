@@ -9,10 +9,11 @@ from hemacrypt.engines.clear import ClearEngine
 from hemacrypt.errors import PlanError
 from hemacrypt.plan import Plan
 
-__all__ = ["ENCRYPTED_ENGINES", "ClearEngine", "Engine", "encrypted_engine"]
+__all__ = ["DEFAULT_ENGINE", "ENCRYPTED_ENGINES", "ClearEngine", "Engine", "encrypted_engine"]
 
 # Names of the engines that work on ciphertexts; `clear` never serves requests.
-ENCRYPTED_ENGINES = ("seal",)
+ENCRYPTED_ENGINES = ("seal", "vector")
+DEFAULT_ENGINE = "seal"
 
 
 def encrypted_engine(name: str, plan: Plan) -> Engine[Any]:
@@ -28,4 +29,11 @@ def encrypted_engine(name: str, plan: Plan) -> Engine[Any]:
         from hemacrypt.engines.seal import SealEngine
 
         return SealEngine(plan)
+    if name == "vector":
+        try:
+            from hemacrypt.engines.vector.engine import VectorEngine
+        except ImportError as error:
+            raise PlanError(f"the engine 'vector' needs Numba: pip install 'hemacrypt[service]' ({error})") from None
+
+        return VectorEngine(plan)
     raise PlanError(f"no engine is called {name!r}; choose one of {', '.join(ENCRYPTED_ENGINES)}")

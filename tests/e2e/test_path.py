@@ -263,6 +263,17 @@ def _wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
+def test_the_vector_engine_serves_too(bundle: Bundle, cells: list[SampleCell], tmp_path: Path) -> None:
+    with (
+        running_service(bundle_path(), tmp_path, 1, tmp_path / "log", engine="vector") as target,
+        Client(target, bundle.manifest.name, key_directory=tmp_path / "keys") as client,
+    ):
+        client.prepare()
+        for cell in cells[::3]:
+            clear = bundle.network(client.preprocessing(cell.path)[None])[0]
+            assert np.abs(client.predict(cell.path).logits - clear).max() <= client.plan.logit_error_bound
+
+
 def test_the_demo_agrees_and_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 

@@ -1,0 +1,149 @@
+"""The generator that SEAL expands seeds with: BLAKE2Xb, sixty-four blocks at a time.
+
+A seeded ciphertext or key carries 64 bytes in place of a polynomial of uniform residues. SEAL's generator fills buffers
+of 4096 bytes; buffer number c is BLAKE2Xb of c under the seed as key, that is 64 independent BLAKE2b blocks of one root
+(Aumasson, Neves, Wilcox-O'Hearn, Winnerlein, "BLAKE2X", 2016, §2). The blocks lie across the vector lanes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from hemacrypt.engines.vector.modular import kernel
+
+_BUFFER: Final = 4096
+_LANES: Final = _BUFFER // 64
+_IV: Final = np.array(
+    [
+        0x6A09E667F3BCC908, 0xBB67AE8584CAA73B, 0x3C6EF372FE94F82B, 0xA54FF53A5F1D36F1,
+        0x510E527FADE682D1, 0x9B05688C2B3E6C1F, 0x1F83D9ABFB41BD6B, 0x5BE0CD19137E2179,
+    ],
+    dtype=np.uint64,
+)  # fmt: skip
+# Message words of each round, from RFC 7693 §2.7; rounds ten and eleven repeat the first two.
+_SIGMA: Final = np.array(
+    [
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
+        [14, 10, 4, 8, 9, 15, 13, 6, 1, 12, 0, 2, 11, 7, 5, 3],
+        [11, 8, 12, 0, 5, 2, 15, 13, 10, 14, 3, 6, 7, 1, 9, 4],
+        [7, 9, 3, 1, 13, 12, 11, 14, 2, 6, 5, 10, 4, 0, 15, 8],
+        [9, 0, 5, 7, 2, 4, 10, 15, 14, 1, 11, 12, 6, 8, 3, 13],
+        [2, 12, 6, 10, 0, 11, 8, 3, 4, 13, 7, 5, 15, 14, 1, 9],
+        [12, 5, 1, 15, 14, 13, 4, 10, 0, 7, 6, 3, 9, 2, 8, 11],
+        [13, 11, 7, 14, 12, 1, 3, 9, 5, 0, 15, 4, 8, 6, 2, 10],
+        [6, 15, 14, 9, 11, 3, 0, 8, 12, 2, 13, 7, 1, 4, 10, 5],
+        [10, 2, 8, 4, 7, 6, 1, 5, 15, 11, 9, 14, 3, 12, 13, 0],
+    ],
+    dtype=np.int64,
+)  # fmt: skip
+# Columns, then diagonals.
+_MIXES: Final = np.array(
+    [[0, 4, 8, 12], [1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15],
+     [0, 5, 10, 15], [1, 6, 11, 12], [2, 7, 8, 13], [3, 4, 9, 14]],
+    dtype=np.int64,
+)  # fmt: skip
+
+
+@kernel
+def _rotated(value: Any, count: Any) -> Any:
+    return (value >> np.uint64(count)) | (value << np.uint64(64 - count))
+
+
+@kernel
+def _expand(root: Any, initial: Any, out: Any, iv: Any, sigma: Any, mixes: Any) -> None:
+    """Compute the 64 output blocks of one buffer.
+
+    ``root``: the root hash, shape (8,); ``initial``: chaining value of each block, shape (8, 64); ``out``: (64, 8).
+    """
+    state = np.empty((16, initial.shape[1]), np.uint64)
+    message = np.zeros(16, np.uint64)
+    message[:8] = root
+    for word in range(8):
+        state[word] = initial[word]
+        state[8 + word] = iv[word]
+    for lane in range(initial.shape[1]):
+        state[12, lane] ^= np.uint64(64)  # bytes of the message
+        state[14, lane] ^= np.uint64(0xFFFFFFFFFFFFFFFF)  # the last block
+    for step in range(12):
+        words = sigma[step % 10]
+        for mix in range(8):
+            a, b = state[mixes[mix, 0]], state[mixes[mix, 1]]
+            c, d = state[mixes[mix, 2]], state[mixes[mix, 3]]
+            x, y = message[words[2 * mix]], message[words[2 * mix + 1]]
+            for lane in range(a.shape[0]):
+                p, q, r, s = a[lane], b[lane], c[lane], d[lane]
+                p = p + q + x
+                s = _rotated(s ^ p, 32)
+                r = r + s
+                q = _rotated(q ^ r, 24)
+                p = p + q + y
+                s = _rotated(s ^ p, 16)
+                r = r + s
+                q = _rotated(q ^ r, 63)
+                a[lane], b[lane], c[lane], d[lane] = p, q, r, s
+    for word in range(8):
+        for lane in range(initial.shape[1]):
+            out[lane, word] = initial[word, lane] ^ state[word, lane] ^ state[8 + word, lane]
+
+
+def _initial_values() -> npt.NDArray[np.uint64]:
+    """Return the chaining values of the output blocks: the initial vector xor their parameter blocks, shape (8, 64)."""
+    values = np.repeat(_IV[:, None], _LANES, axis=1)
+    values[0] ^= np.uint64(64 | 64 << 32)  # digest of 64 bytes, no key, no fan-out, leaves of 64 bytes
+    values[1] ^= np.arange(_LANES, dtype=np.uint64) | np.uint64(_BUFFER << 32)  # number of the block, length of all
+    values[2] ^= np.uint64(64 << 8)  # inner hash of 64 bytes
+    return values
+
+
+_INITIAL: Final = _initial_values()
+
+
+def generate(seed: bytes, words: int, first_buffer: int = 0) -> npt.NDArray[np.uint64]:
+    """Return the first 64-bit words that SEAL's generator gives for a seed.
+
+    Parameters
+    ----------
+    seed:
+        64 bytes.
+    words:
+        How many words, from the beginning of the buffer.
+    first_buffer:
+        Number of the buffer to begin with.
+    """
+    buffers = -(-8 * words // _BUFFER)
+    out = np.empty((buffers, _LANES, 8), dtype=np.uint64)
+    for number in range(buffers):
+        root = hashlib.blake2b(
+            (first_buffer + number).to_bytes(8, "little"), key=seed, fanout=1, depth=1, node_offset=_BUFFER << 32
+        )
+        _expand(np.frombuffer(root.digest(), dtype="<u8"), _INITIAL, out[number], _IV, _SIGMA, _MIXES)
+    return out.reshape(-1)[:words]
+
+
+def uniform_residues(seed: bytes, primes: npt.NDArray[np.uint32], degree: int) -> npt.NDArray[np.uint32]:
+    """Expand a seed into the polynomial that SEAL expands it into, shape (primes, degree).
+
+    SEAL 4, ``sample_poly_uniform``: words that would make the residues uneven are drawn again, in order, from what
+    follows. That happens about once in 2^34 words.
+    """
+    words = generate(seed, len(primes) * degree).reshape(len(primes), degree)
+    largest = (1 << 64) - 1
+    limits = np.array([largest - largest % int(prime) - 1 for prime in primes], dtype=np.uint64)
+    uneven = words >= limits[:, None]
+    if uneven.any():
+        _draw_again(seed, words, uneven, limits)
+    return (words % primes.astype(np.uint64)[:, None]).astype(np.uint32)
+
+
+def _draw_again(
+    seed: bytes, words: npt.NDArray[np.uint64], uneven: npt.NDArray[np.bool_], limits: npt.NDArray[np.uint64]
+) -> None:
+    used = words.size
+    for row, column in np.argwhere(uneven):
+        while words[row, column] >= limits[row]:
+            words[row, column] = generate(seed, used + 1)[-1]
+            used += 1

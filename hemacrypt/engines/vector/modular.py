@@ -1,0 +1,63 @@
+"""Arithmetic modulo primes below 2^30 in 32-bit lanes: what every kernel is made of.
+
+LLVM turns the loops that use these into AVX-512, AVX2 or NEON. Residues are uint32. A product by a constant that is
+known ahead takes Shoup's form: with ``shoup = floor(w * 2^32 / q)`` the quotient is one high product away, and the
+result lies below 2q (Harvey, "Faster arithmetic for number-theoretic transforms", 2014, §2). A sum of products, whose
+factors both vary, is held in 64 bits and reduced once by Montgomery's method, which divides by 2^32; one factor is
+stored multiplied by 2^32 beforehand.
+
+Kernels see public data only — ciphertexts, evaluation keys, weights — so their timing gives nothing away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+
+def kernel(function: Kernel) -> Kernel:
+    """Compile a function: without the GIL, without bounds checks (lengths are checked before), cached on disk."""
+    return cast("Kernel", numba.njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")(function))
+
+
+@kernel
+def shoup_product(value: Any, factor: Any, shoup: Any, prime: Any) -> Any:
+    """Return ``value * factor`` modulo the prime, below twice the prime; ``value`` may be any 32-bit number."""
+    quotient = np.uint32((np.uint64(value) * np.uint64(shoup)) >> np.uint64(32))
+    return np.uint32(value * factor - quotient * prime)
+
+
+@kernel
+def below(value: Any, bound: Any) -> Any:
+    """Subtract ``bound`` once if that leaves no negative number: brings a value below 2 * bound under bound."""
+    return min(value, np.uint32(value - bound))
+
+
+@kernel
+def montgomery(total: Any, prime: Any, inverse: Any) -> Any:
+    """Return ``total / 2^32`` modulo the prime, below the prime, for totals below 2^63.
+
+    Parameters
+    ----------
+    total:
+        uint64.
+    prime:
+        uint32, below 2^30.
+    inverse:
+        uint32, inverse of the prime modulo 2^32.
+    """
+    multiple = np.uint64(np.uint32(np.uint32(total) * inverse)) * np.uint64(prime)
+    # The low halves are equal, so the difference of the high halves is exact; it lies above -q and below 2^31.
+    value = np.uint32((total >> np.uint64(32)) + np.uint64(prime) - (multiple >> np.uint64(32)))
+    value = below(value, np.uint32(2 * prime))
+    return below(value, prime)
+
+
+def shoup_of(factors: np.typing.NDArray[np.uint64], prime: int) -> np.typing.NDArray[np.uint32]:
+    """Return Shoup's companions ``floor(w * 2^32 / q)`` of constants below the prime."""
+    return ((factors << np.uint64(32)) // np.uint64(prime)).astype(np.uint32)

@@ -1,0 +1,107 @@
+"""The ring of one modulus chain: tables for its primes, and the moves between its forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hemacrypt.engines.vector import kernels
+from hemacrypt.engines.vector.modular import shoup_of
+from hemacrypt.engines.vector.ntt import Words, bit_reversed, make_tables
+from hemacrypt.errors import PlanError
+from hemacrypt.network import Array
+from hemacrypt.plan import Parameters
+
+
+class Ring:
+    """Tables for all primes of a modulus chain; the special prime stands last.
+
+    Parameters
+    ----------
+    parameters:
+        Degree and primes.
+
+    Attributes
+    ----------
+    primes:
+        uint32, shape (data primes + 1,).
+    tables:
+        What the kernels take: primes, roots, their Shoup companions, inverse roots, theirs, 1/N, its companion,
+        inverses modulo 2^32, 2^32 modulo each prime, its companion.
+    """
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+        numbers = (*parameters.data_primes, parameters.special_prime)
+        each = [make_tables(prime, parameters.degree) for prime in numbers]
+        self.primes: Words = np.array(numbers, dtype=np.uint32)
+        lift = [np.array([(1 << 32) % prime], dtype=np.uint64) for prime in numbers]
+        self.tables: tuple[Any, ...] = (
+            self.primes,
+            np.stack([table.roots for table in each]),
+            np.stack([table.roots_shoup for table in each]),
+            np.stack([table.inverse_roots for table in each]),
+            np.stack([table.inverse_roots_shoup for table in each]),
+            np.concatenate([table.scale for table in each]),
+            np.concatenate([table.scale_shoup for table in each]),
+            np.array([pow(prime, -1, 1 << 32) for prime in numbers], dtype=np.uint32),
+            np.concatenate(lift).astype(np.uint32),
+            np.concatenate([shoup_of(up, prime) for up, prime in zip(lift, numbers, strict=True)]),
+        )
+        self._quotients = [self._inverses_of(number) for number in numbers]
+        degree = parameters.degree
+        self._order = bit_reversed(degree)
+        self._roots_of_slots = self._powers_of_three()
+
+    def _inverses_of(self, number: int) -> tuple[Words, Words]:
+        """Return 1 / number modulo every other prime, and the Shoup companions."""
+        values = [pow(number, -1, int(prime)) if number != prime else 0 for prime in self.primes]
+        words = np.array(values, dtype=np.uint64)
+        shoup = [shoup_of(words[i : i + 1], int(prime)) for i, prime in enumerate(self.primes)]
+        return words.astype(np.uint32), np.concatenate(shoup)
+
+    def divide(self, values: Words, last: int, out: Words) -> None:
+        """Divide a polynomial (k + 1, N) by its last prime, number ``last``, and round; ``values`` are changed."""
+        kernels.drop_last(values, last, out, self.tables, *self._quotients[last])
+
+    def automorphism(self, element: int) -> npt.NDArray[np.int32]:
+        """Return the order of values under X -> X^element in NTT form: result[i] = values[order[i]]; shape (N,)."""
+        odd = 2 * self._order + 1  # the power of the root that stands at each place
+        place = np.empty(2 * len(odd), dtype=np.int32)
+        place[odd] = np.arange(len(odd), dtype=np.int32)
+        return place[odd * element % (2 * len(odd))]
+
+    def montgomery_form(self, values: npt.NDArray[np.unsignedinteger[Any]], rows: npt.NDArray[np.intp]) -> Words:
+        """Multiply residues by 2^32; ``rows`` are the numbers of the primes of the second-last axis."""
+        primes = self.primes[rows].astype(np.uint64)[:, None]
+        return ((values.astype(np.uint64) << np.uint64(32)) % primes).astype(np.uint32)
+
+    def _powers_of_three(self) -> npt.NDArray[np.int64]:
+        powers = np.ones(1, dtype=np.int64)
+        while len(powers) < self.parameters.slots:
+            powers = np.concatenate([powers, powers * pow(3, len(powers), 2 * self.parameters.degree)])
+            powers %= 2 * self.parameters.degree
+        return powers
+
+    def encode(self, slots: Array, scale: float, primes: int) -> Words:
+        """Encode real slots into NTT form over the first primes, shape (slots,) -> (primes, N).
+
+        The polynomial takes the value ``slots[j] * scale`` at the root to the power 3^j, its conjugate at the inverse
+        root (Cheon et al., "Homomorphic encryption for arithmetic of approximate numbers", 2017, §3.2).
+        """
+        degree = self.parameters.degree
+        values = np.zeros(degree, dtype=np.complex128)
+        values[(self._roots_of_slots - 1) // 2] = slots
+        values[(2 * degree - self._roots_of_slots - 1) // 2] = slots
+        twist = np.exp(-1j * np.pi * np.arange(degree) / degree)
+        rounded = np.rint((np.fft.fft(values) * twist).real * (scale / degree))
+        if not np.abs(rounded).max() < 2.0**62:
+            raise PlanError(f"values up to {np.abs(slots).max():.3g} at scale {scale:.3g} do not fit 63 bits")
+        coefficients = rounded.astype(np.int64)
+        encoded = np.empty((primes, degree), dtype=np.uint32)
+        for row in range(primes):
+            encoded[row] = coefficients % int(self.primes[row])
+            kernels.to_values(encoded[row], row, self.tables)
+        return encoded
