@@ -59,7 +59,7 @@ def test_magnitudes_follow_the_network_layer_by_layer(cell: Setup) -> None:
 
 
 def test_engines_are_made_by_name(regression: Setup) -> None:
-    assert set(ENCRYPTED_ENGINES) == {"seal"}
+    assert set(ENCRYPTED_ENGINES) == {"seal", "vector"}
     engine: Engine[object] = encrypted_engine("seal", regression.plan)
     assert isinstance(engine, SealEngine)
     with pytest.raises(PlanError, match="no engine is called 'clear'; choose one of seal"):
