@@ -80,7 +80,13 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
         self, request_iterator: Iterator[pb.RegisterKeysRequest], context: grpc.ServicerContext
     ) -> pb.RegisterKeysResponse:
         """Receive, check and store a key set."""
-        messages = watched(request_iterator, context, self._settings.stream_idle_seconds)
+        with self._stream_place():
+            messages = watched(request_iterator, context, self._settings.stream_idle_seconds)
+            return self._register(messages, context)
+
+    def _register(
+        self, messages: Iterator[pb.RegisterKeysRequest], context: grpc.ServicerContext
+    ) -> pb.RegisterKeysResponse:
         first = next(messages, None)
         if first is None or first.WhichOneof("part") != "header":
             raise errors.invalid("HEADER_EXPECTED", "header", "the first message of an upload must be its header")
@@ -97,10 +103,7 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
             self._check_keys(header.key_set_id, model)
             return pb.RegisterKeysResponse(key_set_id=header.key_set_id)
         info = KeySetInfo(model.name, model.plan.public.requirements_id)
-        with (
-            self._stream_place(),
-            self._store.upload(header.key_set_id, info, header.total_bytes, header.offset) as upload,
-        ):
+        with self._store.upload(header.key_set_id, info, header.total_bytes, header.offset) as upload:
             for message in messages:
                 if message.WhichOneof("part") != "chunk":
                     raise errors.invalid("CHUNK_EXPECTED", "chunk", "after the header only chunks may follow")
@@ -135,7 +138,8 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
     ) -> pb.DeleteKeySetResponse:
         """Delete a key set from disk and from the workers' memory."""
         existed = self._store.delete(request.key_set_id)
-        self._pool.forget(request.key_set_id)
+        if existed:
+            self._pool.forget(request.key_set_id)
         return pb.DeleteKeySetResponse(existed=existed)
 
     @answered
