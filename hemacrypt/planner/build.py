@@ -24,7 +24,6 @@ class _Choice:
 
     form: MatrixForm
     split: Split
-    milliseconds: float
 
 
 def plan_bundle(bundle: Bundle) -> Plan:
@@ -135,7 +134,7 @@ def _choose_forms(network: CollapsedNetwork, parameters: Parameters) -> tuple[La
                 split.rotations + len(form.sums),
                 len(form.offsets),
             )
-            extend(moved.target, moved.grid, [*chosen, _Choice(moved, split, cost)], spent + cost)
+            extend(moved.target, moved.grid, [*chosen, _Choice(moved, split)], spent + cost)
 
     extend(source, grid, [], 0.0)
     if best is None:
