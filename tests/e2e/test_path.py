@@ -101,6 +101,7 @@ def test_silent_streams_are_ended_and_give_their_place_back(
         with grpc.insecure_channel(target) as channel:
             stub = pb_grpc.EncryptedInferenceStub(channel)  # type: ignore[no-untyped-call]
             idle = [stub.PredictStream(silent(), timeout=60) for _ in range(2)]
+            time.sleep(0.3)  # let them arrive first, or the next call may take a place of theirs
             # Both places are taken: another stream is refused, a short call is not.
             _wait_until(lambda: _refused_for_places(stub))
             assert stub.ListModels(pb.ListModelsRequest(), timeout=10).models
