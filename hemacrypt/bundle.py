@@ -176,13 +176,13 @@ class Bundle:
             try:
                 self._write_files(staging)
                 staging.chmod(0o755)
-                Bundle.read(staging)
+                written = Bundle.read(staging)
                 _move_into_place(staging, directory)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
         except OSError as error:
             raise BundleError(f"cannot write {directory}: {error.strerror}; check space and permissions") from error
-        return Bundle.read(directory)
+        return written
 
     def _write_files(self, staging: Path) -> None:
         tensors: dict[str, npt.NDArray[np.float32]] = {}

@@ -91,6 +91,21 @@ class Parameters:
         words = (2, self.degree, *primes, 0)
         return hashlib.blake2b(struct.pack(f"<{len(words)}Q", *words), digest_size=32).digest()
 
+    @cached_property
+    def slot_exponents(self) -> npt.NDArray[np.int64]:
+        """Exponents 3^j mod 2N: slot j is the value at the root of unity to that power; shape (slots,)."""
+        exponents = np.ones(1, dtype=np.int64)
+        while len(exponents) < self.slots:
+            step = pow(3, len(exponents), 2 * self.degree)
+            exponents = np.concatenate([exponents, exponents * step % (2 * self.degree)])
+        exponents.setflags(write=False)
+        return exponents
+
+    @property
+    def rescale_variance(self) -> float:
+        """Variance in a slot, at scale 1, of rounding both polynomials; the second one meets the ternary secret."""
+        return self.degree * (1 + 2 * self.degree / 3) / 24
+
     def galois_element(self, step: int) -> int:
         """Return the automorphism X -> X^g that rotates by ``step`` slots to the left: g = 3^step mod 2N."""
         return pow(3, step, 2 * self.degree)
@@ -318,8 +333,8 @@ class PublicPlan:
         deviations of it (in a slot it is Laplace, not Gaussian: exp(-1.4 k) of all slots lie beyond k),
         and by what the error bound covers.
         """
-        degree = self.parameters.degree
-        return 20 * math.sqrt(degree * (1 + 2 * degree / 3) / 24) / self.output_scale + 2 * self.logit_error_bound
+        rounding = math.sqrt(self.parameters.rescale_variance) / self.output_scale
+        return 20 * rounding + 2 * self.logit_error_bound
 
     @cached_property
     def requirements_id(self) -> str:

@@ -13,7 +13,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from hemacrypt.engines import ENCRYPTED_ENGINES
+from hemacrypt.engines import check_engine
 from hemacrypt.errors import HemacryptError
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
@@ -49,9 +49,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        if settings.engine not in ENCRYPTED_ENGINES:
-            choices = ", ".join(ENCRYPTED_ENGINES)
-            raise HemacryptError(f"no engine is called {settings.engine!r}; choose one of {choices}")
+        check_engine(settings.engine)
         self.models = load_models(settings.bundles)
         self._store = KeyStore(settings.store, settings.store_limit_mb << 20, settings.upload_idle_hours * 3600)
         # Workers first: a process that is started after gRPC has threads is asking for trouble.

@@ -9,11 +9,23 @@ from hemacrypt.engines.clear import ClearEngine
 from hemacrypt.errors import PlanError
 from hemacrypt.plan import Plan
 
-__all__ = ["DEFAULT_ENGINE", "ENCRYPTED_ENGINES", "ClearEngine", "Engine", "encrypted_engine"]
+__all__ = ["DEFAULT_ENGINE", "ENCRYPTED_ENGINES", "ClearEngine", "Engine", "check_engine", "encrypted_engine"]
 
 # Names of the engines that work on ciphertexts; `clear` never serves requests.
 ENCRYPTED_ENGINES = ("seal", "vector")
 DEFAULT_ENGINE = "seal"
+
+
+def check_engine(name: str) -> None:
+    """Make sure that there is an engine of a name.
+
+    Raises
+    ------
+    PlanError
+        If there is none.
+    """
+    if name not in ENCRYPTED_ENGINES:
+        raise PlanError(f"no engine is called {name!r}; choose one of {', '.join(ENCRYPTED_ENGINES)}")
 
 
 def encrypted_engine(name: str, plan: Plan) -> Engine[Any]:
@@ -22,18 +34,17 @@ def encrypted_engine(name: str, plan: Plan) -> Engine[Any]:
     Raises
     ------
     PlanError
-        If there is no such engine.
+        If there is no such engine, or what it needs is not installed.
     """
+    check_engine(name)
     if name == "seal":
         # Imported here because the clear engine must work where TenSEAL has no wheel.
         from hemacrypt.engines.seal import SealEngine
 
         return SealEngine(plan)
-    if name == "vector":
-        try:
-            from hemacrypt.engines.vector.engine import VectorEngine
-        except ImportError as error:
-            raise PlanError(f"the engine 'vector' needs Numba: pip install 'hemacrypt[service]' ({error})") from None
+    try:
+        from hemacrypt.engines.vector.engine import VectorEngine
+    except ImportError as error:
+        raise PlanError(f"the engine 'vector' needs Numba: pip install 'hemacrypt[service]' ({error})") from None
 
-        return VectorEngine(plan)
-    raise PlanError(f"no engine is called {name!r}; choose one of {', '.join(ENCRYPTED_ENGINES)}")
+    return VectorEngine(plan)

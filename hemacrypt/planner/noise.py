@@ -45,7 +45,7 @@ class NoiseModel:
         degree = parameters.degree
         self.encoding = degree / 12
         self.fresh = degree * _ERROR_VARIANCE / 2
-        self.rescale = degree * (1 + 2 * degree / 3) / 24
+        self.rescale = parameters.rescale_variance
 
     @cached_property
     def _digit_shape(self) -> Array:
@@ -54,13 +54,8 @@ class NoiseModel:
         SEAL takes digits in [0, q), not (-q/2, q/2): their mean of q/2 adds up to (q/2) * 2 / (1 - zeta) in the slot of
         root zeta, which is large in the few slots whose root lies near 1.
         """
-        degree, slots = self.parameters.degree, self.parameters.slots
-        powers = np.empty(slots, dtype=np.int64)
-        power = 1
-        for slot in range(slots):
-            powers[slot] = power
-            power = power * 3 % (2 * degree)
-        mean: Array = 1 / np.abs(1 - np.exp(1j * np.pi * powers / degree)) ** 2
+        degree = self.parameters.degree
+        mean: Array = 1 / np.abs(1 - np.exp(1j * np.pi * self.parameters.slot_exponents / degree)) ** 2
         return degree / 12 + mean
 
     def key_switch(self, level: int) -> Array:

@@ -53,7 +53,6 @@ class Ring:
         self._quotients = [self._inverses_of(number) for number in numbers]
         degree = parameters.degree
         self._order = bit_reversed(degree)
-        self._roots_of_slots = self._powers_of_three()
 
     def _inverses_of(self, number: int) -> tuple[Words, Words]:
         """Return 1 / number modulo every other prime, and the Shoup companions."""
@@ -78,13 +77,6 @@ class Ring:
         primes = self.primes[rows].astype(np.uint64)[:, None]
         return ((values.astype(np.uint64) << np.uint64(32)) % primes).astype(np.uint32)
 
-    def _powers_of_three(self) -> npt.NDArray[np.int64]:
-        powers = np.ones(1, dtype=np.int64)
-        while len(powers) < self.parameters.slots:
-            powers = np.concatenate([powers, powers * pow(3, len(powers), 2 * self.parameters.degree)])
-            powers %= 2 * self.parameters.degree
-        return powers
-
     def encode(self, slots: Array, scale: float, primes: int) -> Words:
         """Encode real slots into NTT form over the first primes, shape (slots,) -> (primes, N).
 
@@ -93,8 +85,9 @@ class Ring:
         """
         degree = self.parameters.degree
         values = np.zeros(degree, dtype=np.complex128)
-        values[(self._roots_of_slots - 1) // 2] = slots
-        values[(2 * degree - self._roots_of_slots - 1) // 2] = slots
+        exponents = self.parameters.slot_exponents
+        values[(exponents - 1) // 2] = slots
+        values[(2 * degree - exponents - 1) // 2] = slots
         twist = np.exp(-1j * np.pi * np.arange(degree) / degree)
         rounded = np.rint((np.fft.fft(values) * twist).real * (scale / degree))
         if not np.abs(rounded).max() < 2.0**62:
