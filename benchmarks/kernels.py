@@ -112,7 +112,7 @@ def measure(ring: Ring, level: int, team: Team) -> None:
     square = random(3, level, degree)
     timed("square_join", kernels.square_join, value, value, square, polynomial)
     timed("part", kernels.part, value, value, value.copy(), value.copy())
-    report("square", best(lambda: kernels.square(value, square, tables)))
+    report("square", best(lambda: kernels.square(value, square, tables, 0, 1)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

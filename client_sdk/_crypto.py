@@ -5,14 +5,16 @@ This is the only module of Hemacrypt that ever holds a secret key.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import tenseal.sealapi as seal
 
 from hemacrypt import sealformat, sealio
 from hemacrypt.errors import FormatError, PlanError
-from hemacrypt.evaluation_keys import EvaluationKeys
-from hemacrypt.network import Array
+from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys
+from hemacrypt.network import Array, ComplexArray
 from hemacrypt.plan import PublicPlan
 
 
@@ -56,60 +58,65 @@ class KeyHolder:
         return sealio.dump(self._secret)
 
     def evaluation_keys(self) -> EvaluationKeys:
-        """Generate seeded relinearisation and Galois keys for exactly the plan's operations."""
-        parameters = self.plan.parameters
-        relinearisation = galois = b""
-        if self.plan.needs_relinearisation:
-            relinearisation = sealio.dump(self._generator.create_relin_keys())
-        if self.plan.rotation_steps:
-            # Galois elements, not steps: the binding reads a list of positive integers as elements.
-            elements = [parameters.galois_element(step) for step in self.plan.rotation_steps]
-            galois = sealio.dump(self._generator.create_galois_keys(elements))
-        return EvaluationKeys(relinearisation, galois)
+        """Generate seeded relinearisation and Galois keys for exactly the plan's operations, level by level."""
+        secret, parameters = self.secret_bytes(), self.plan.parameters
+        levels: list[LevelKeys] = []
+        for group in self.plan.keys:
+            context = sealio.make_context(parameters.truncated(group.level))
+            cut = sealio.truncated_secret(secret, parameters, group.level)
+            generator = seal.KeyGenerator(context, sealio.load(seal.SecretKey(), context, cut))
+            relinearisation = sealio.dump(generator.create_relin_keys()) if group.relinearise else b""
+            # The binding reads a list of positive integers as Galois elements, which they are.
+            galois = sealio.dump(generator.create_galois_keys(list(group.elements))) if group.elements else b""
+            levels.append(LevelKeys(relinearisation, galois))
+        return EvaluationKeys(tuple(levels))
 
-    def encrypt(self, image: npt.ArrayLike) -> bytes:
-        """Encrypt one preprocessed image.
+    def encrypt(self, images: npt.ArrayLike) -> list[bytes]:
+        """Encrypt preprocessed images, as many as the plan takes at once.
 
         Parameters
         ----------
-        image:
-            Shape (channels, height, width).
+        images:
+            Shape (channels, height, width) for one, (images, channels, height, width) for several.
 
         Returns
         -------
-        bytes
-            A seeded symmetric ciphertext at the plan's top level and input scale.
+        list of bytes
+            Seeded symmetric ciphertexts at the plan's top level and input scale, as many as the input layout has.
         """
-        plain, slots = seal.Plaintext(), self.plan.input_layout.pack(image)
+        slots = self.plan.input_layout.pack(images)
         room = 2.0 ** (self.plan.parameters.bits_at(self.plan.parameters.top_level) - 2)
         if not np.abs(slots).max() * self.plan.input_scale < room:
             raise PlanError("the image holds values that are no finite numbers of moderate size; preprocess it first")
+        return [self._encrypted(content) for content in slots]
+
+    def _encrypted(self, slots: ComplexArray) -> bytes:
+        plain = seal.Plaintext()
         self._encoder.encode(slots.tolist(), self.plan.input_scale, plain)
         return sealio.dump(self._encryptor.encrypt_symmetric(plain))
 
-    def decrypt(self, reply: bytes) -> Array:
+    def decrypt(self, replies: Sequence[bytes]) -> Array:
         """Decrypt the service's reply.
 
         Parameters
         ----------
-        reply:
-            Straight from the wire.
+        replies:
+            Ciphertexts straight from the wire.
 
         Returns
         -------
-        array of the logits, shape (logits,)
+        array of the logits, shape (images, logits)
 
         Raises
         ------
         FormatError
-            If the reply is not a ciphertext of the plan's last level and output scale, was not computed under this
-            key, or holds logits that do not fit the last modulus.
+            If the reply is not as many ciphertexts of the plan's last level and output scale as it promises, was not
+            computed under this key, or holds logits that do not fit the last modulus.
         """
         plan = self.plan
-        checked = sealformat.check_ciphertext(reply, plan.parameters, 0, plan.output_scale, self._minor)
-        plain = seal.Plaintext()
-        self._decryptor.decrypt(sealio.load(seal.Ciphertext(), self._context, checked), plain)
-        slots = np.array(self._encoder.decode_double(plain))
+        if len(replies) != plan.output_layout.ciphertexts:
+            raise FormatError("reply", f"{len(replies)} ciphertexts; expected {plan.output_layout.ciphertexts}")
+        slots = np.stack([self._decrypted(reply) for reply in replies])
         # Under another key, and for most answers that are no evaluation at all, every slot holds something else.
         if plan.output_layout.spread(slots) > plan.copy_tolerance:
             raise FormatError(
@@ -119,3 +126,10 @@ class KeyHolder:
         if np.abs(logits).max() > plan.logit_limit / 2:
             raise FormatError("reply", "a logit is too large for the last modulus; the image is unlike all trained on")
         return logits
+
+    def _decrypted(self, reply: bytes) -> ComplexArray:
+        plan = self.plan
+        checked = sealformat.check_ciphertext(reply, plan.parameters, 0, plan.output_scale, self._minor)
+        plain = seal.Plaintext()
+        self._decryptor.decrypt(sealio.load(seal.Ciphertext(), self._context, checked), plain)
+        return np.array(self._encoder.decode_complex(plain))

@@ -1,7 +1,10 @@
-"""Evaluation keys as they travel and as they are stored: two SEAL objects in one content-addressed blob.
+"""Evaluation keys as they travel and as they are stored: SEAL objects, two for each level, in one content-addressed blob.
 
-Layout: ``HEMACRYPTKEYS1`` and two zero bytes, then for relinearisation and Galois keys each a 64-bit little-endian
-length and that many bytes. A network that needs one of them not carries a length of zero.
+A key that is used at level l is made for the primes q_0 … q_l and the special one alone: fewer digits, fewer rows.
+SEAL names parameters by their primes, so a key of the shorter chain fits a ciphertext of that level as it is.
+
+Layout: ``HEMACRYPTKEYS2`` and two zero bytes, then for each key group of the plan its relinearisation and its Galois
+keys, each a 64-bit little-endian length and that many bytes. What a group does not have carries a length of zero.
 """
 
 from __future__ import annotations
@@ -13,30 +16,56 @@ from typing import Final
 
 from hemacrypt import sealformat
 from hemacrypt.errors import FormatError
-from hemacrypt.plan import PublicPlan
+from hemacrypt.plan import KeyGroup, PublicPlan
 
-_MAGIC: Final = b"HEMACRYPTKEYS1\0\0"
+_MAGIC: Final = b"HEMACRYPTKEYS2\0\0"
 _LENGTH: Final = struct.Struct("<Q")
+# A plan has one group for each level, and far fewer levels than this.
+_MOST_PARTS: Final = 128
 
 
 @dataclass(frozen=True)
-class EvaluationKeys:
-    """Serialised public keys that let a service multiply and rotate, and nothing else.
+class LevelKeys:
+    """Serialised public keys for one level, which let a service multiply and rotate there, and nothing else.
 
     Attributes
     ----------
     relinearisation, galois:
-        SEAL's own serialisation, seeded or not; empty when the plan needs none.
+        SEAL's own serialisation, seeded or not; empty when the group has none.
     """
 
     relinearisation: bytes
     galois: bytes
 
+    def check_present(self, group: KeyGroup) -> None:
+        """Make sure that there is exactly what a group of the plan needs.
+
+        Raises
+        ------
+        FormatError
+            If there is more or less.
+        """
+        where = f"at level {group.level}"
+        if bool(self.relinearisation) != group.relinearise:
+            told = "is missing" if group.relinearise else "is not needed; leave it out"
+            raise FormatError("relinearisation key", f"{where} it {told}")
+        if bool(self.galois) != bool(group.elements):
+            told = "are missing" if group.elements else "are not needed; leave them out"
+            raise FormatError("Galois keys", f"{where} they {told}")
+
+
+@dataclass(frozen=True)
+class EvaluationKeys:
+    """Keys for every group of a plan, in the plan's order."""
+
+    levels: tuple[LevelKeys, ...]
+
     def to_bytes(self) -> bytes:
         """Return the blob."""
         parts = [_MAGIC]
-        for part in (self.relinearisation, self.galois):
-            parts += [_LENGTH.pack(len(part)), part]
+        for keys in self.levels:
+            for part in (keys.relinearisation, keys.galois):
+                parts += [_LENGTH.pack(len(part)), part]
         return b"".join(parts)
 
     @classmethod
@@ -52,7 +81,10 @@ class EvaluationKeys:
             raise FormatError("evaluation keys", "not a key set of this version; send what `hemacrypt keygen` wrote")
         parts: list[bytes] = []
         position = len(_MAGIC)
-        for name in ("relinearisation key", "Galois keys"):
+        while position < len(blob):
+            name = "Galois keys" if len(parts) % 2 else "relinearisation key"
+            if len(parts) == _MOST_PARTS:
+                raise FormatError("evaluation keys", f"more than {_MOST_PARTS // 2} levels; no plan has so many")
             if len(blob) - position < _LENGTH.size:
                 raise FormatError(name, "the key set ends before it; upload it again")
             (length,) = _LENGTH.unpack_from(blob, position)
@@ -61,45 +93,25 @@ class EvaluationKeys:
                 raise FormatError(name, f"{length} bytes promised, {len(blob) - position} came; upload it again")
             parts.append(blob[position : position + length])
             position += length
-        if position != len(blob):
-            raise FormatError("evaluation keys", f"{len(blob) - position} bytes follow their end; upload them again")
-        return cls(*parts)
+        if len(parts) % 2:
+            raise FormatError("Galois keys", "the key set ends before them; upload it again")
+        return cls(tuple(LevelKeys(*parts[index : index + 2]) for index in range(0, len(parts), 2)))
 
-    def check_absent(self, plan: PublicPlan) -> None:
-        """Make sure that there is nothing that a plan does not need.
-
-        Raises
-        ------
-        FormatError
-            If there is.
-        """
-        if self.relinearisation and not plan.needs_relinearisation:
-            raise FormatError("relinearisation key", "this plan squares nothing and needs none; leave it out")
-        if self.galois and not plan.rotation_steps:
-            raise FormatError("Galois keys", "this plan rotates nothing and needs none; leave them out")
-
-    def checked(self, plan: PublicPlan, minor: int) -> EvaluationKeys:
-        """Return the same keys as uncompressed streams for SEAL, every byte compared with what the plan needs.
-
-        Parameters
-        ----------
-        plan:
-            What the keys must be for.
-        minor:
-            Minor version of the SEAL that will load them.
+    def grouped(self, plan: PublicPlan) -> list[tuple[KeyGroup, LevelKeys]]:
+        """Return the plan's groups with their keys, after making sure that nothing is missing or too many.
 
         Raises
         ------
         FormatError
-            If they are for other parameters or rotations, or damaged.
+            If anything is.
         """
-        self.check_absent(plan)
-        relinearisation = galois = b""
-        if plan.needs_relinearisation:
-            relinearisation = sealformat.check_relinearisation_key(self.relinearisation, plan.parameters, minor)
-        if plan.rotation_steps:
-            galois = sealformat.check_galois_keys(self.galois, plan.parameters, plan.rotation_steps, minor)
-        return EvaluationKeys(relinearisation, galois)
+        if len(self.levels) != len(plan.keys):
+            raise FormatError(
+                "evaluation keys", f"for {len(self.levels)} levels; the plan needs {len(plan.keys)}: generate them again"
+            )
+        for group, keys in zip(plan.keys, self.levels, strict=True):
+            keys.check_present(group)
+        return list(zip(plan.keys, self.levels, strict=True))
 
 
 def key_set_id(blob: bytes) -> str:
@@ -109,7 +121,9 @@ def key_set_id(blob: bytes) -> str:
 
 def largest_key_set(plan: PublicPlan) -> int:
     """Return how many bytes a key set for a plan may have: what fully expanded, uncompressed keys would need."""
-    parameters, slack = plan.parameters, 1 << 16
-    relinearisation = sealformat.key_set_bytes(parameters, 1, 1) if plan.needs_relinearisation else 0
-    galois = sealformat.key_set_bytes(parameters, len(plan.rotation_steps), parameters.degree)
-    return len(_MAGIC) + relinearisation + galois + slack
+    total, slack = len(_MAGIC), 1 << 14
+    for group in plan.keys:
+        parameters = plan.parameters.truncated(group.level)
+        total += sealformat.key_set_bytes(parameters, 1, 1) if group.relinearise else 0
+        total += sealformat.key_set_bytes(parameters, len(group.elements), parameters.degree) + slack
+    return total

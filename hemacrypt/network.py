@@ -16,6 +16,7 @@ import numpy.typing as npt
 from hemacrypt.errors import NetworkError
 
 Array = npt.NDArray[np.float64]
+ComplexArray = npt.NDArray[np.complex128]
 Shape = tuple[int, int, int]
 Entries = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Array]
 

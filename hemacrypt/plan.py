@@ -1,7 +1,8 @@
 """The plan: how one network runs under CKKS. Plain data — the planner writes it, engines and clients read it.
 
 *Level* l means that the primes q_0 … q_l are left; a fresh ciphertext has the highest level and every rescale takes
-one level away. Rotations are to the left: after a rotation by k, slot s holds what slot s + k held before.
+one level away. Rotations are to the left: after a rotation by k, slot s holds what slot s + k held before. Slots are
+complex; a *pair* plan carries a second image in the imaginary parts (docs/adr/0010-complex-slots.md).
 """
 
 from __future__ import annotations
@@ -10,19 +11,36 @@ import hashlib
 import json
 import math
 import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from hemacrypt.errors import PlanError
-from hemacrypt.network import Array
+from hemacrypt.network import Array, ComplexArray
 from hemacrypt.security import LARGEST_MODULUS_BITS, check_security
 
 PRIME_LIMIT = 1 << 30
 # Far more primes than any secure modulus below 2^30 a prime can have; bounds what a stranger may ask us to check.
 _MOST_PRIMES = 64
+# Squares that are joined as real and imaginary part leave the imaginary one this much larger: i times the square root
+# of two is X^(N/4) + X^(3N/4) in every slot, i alone is no small polynomial (SEAL numbers slots by powers of three).
+JOIN_FACTOR = math.sqrt(2)
+
+
+class Turn(NamedTuple):
+    """An automorphism of the slots: a rotation to the left, then perhaps complex conjugation."""
+
+    step: int
+    conjugate: bool = False
+
+    def __call__(self, slots: ComplexArray) -> ComplexArray:
+        """Turn slots in the clear; the last axis holds them."""
+        turned = np.roll(slots, -self.step, axis=-1)
+        return turned.conj() if self.conjugate else turned
 
 
 @dataclass(frozen=True)
@@ -106,78 +124,165 @@ class Parameters:
         """Variance in a slot, at scale 1, of rounding both polynomials; the second one meets the ternary secret."""
         return self.degree * (1 + 2 * self.degree / 3) / 24
 
-    def galois_element(self, step: int) -> int:
-        """Return the automorphism X -> X^g that rotates by ``step`` slots to the left: g = 3^step mod 2N."""
-        return pow(3, step, 2 * self.degree)
+    def truncated(self, level: int) -> Parameters:
+        """Return the chain q_0 … q_level with the same special prime: what keys that are used there are made for."""
+        return Parameters(self.degree, self.data_primes[: level + 1], self.special_prime)
+
+    def galois_element(self, step: int, conjugate: bool = False) -> int:
+        """Return g of the automorphism X -> X^g that rotates by ``step`` slots to the left: 3^step, or -3^step, mod 2N.
+
+        Parameters
+        ----------
+        step:
+            0 to slots - 1.
+        conjugate:
+            Whether the slots are conjugated as well.
+        """
+        element = pow(3, step, 2 * self.degree)
+        return 2 * self.degree - element if conjugate else element
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where the values of a layer lie in the slots.
+    """Where the values of a layer lie in the slots of one or several ciphertexts.
 
     Parameters
     ----------
     positions:
-        Value i lies in slot ``positions[i]``; distinct, below ``period``.
+        Value i lies in ciphertext ``positions[i] // period``, slot ``positions[i] % period``.
     period:
         The same content repeats every ``period`` slots; divides ``slots``.
     slots:
-        Number of slots of the ciphertext.
+        Number of slots of a ciphertext.
+    ciphertexts:
+        How many ciphertexts there are.
+    imaginary:
+        Whether value i is an imaginary part; none is by default.
+    factor:
+        Imaginary parts hold their value times this.
+    images:
+        1, or 2: then the real parts hold one image and the imaginary parts another.
 
     Raises
     ------
     PlanError
-        If positions repeat or lie outside the period.
+        If two values share a place, or one lies outside.
     """
 
     positions: npt.NDArray[np.int64]
     period: int
     slots: int
+    ciphertexts: int = 1
+    imaginary: npt.NDArray[np.bool_] | None = None
+    factor: float = 1.0
+    images: int = 1
 
     def __post_init__(self) -> None:
         positions = np.array(self.positions, dtype=np.int64)
         if positions.ndim != 1 or positions.size == 0:
             raise PlanError(f"a layout needs a list of positions; got shape {positions.shape}")
-        if self.period < 1 or self.slots % self.period or positions.min() < 0 or positions.max() >= self.period:
-            raise PlanError(f"positions must lie in a period that divides {self.slots} slots; period is {self.period}")
-        if np.unique(positions).size != positions.size:
+        imaginary = np.zeros(positions.shape, bool) if self.imaginary is None else np.array(self.imaginary, dtype=bool)
+        if imaginary.shape != positions.shape:
+            raise PlanError(f"{imaginary.size} imaginary flags for {positions.size} positions; expected one for each")
+        if self.period < 1 or self.slots % self.period or self.ciphertexts < 1:
+            raise PlanError(f"period {self.period} in {self.ciphertexts} ciphertexts of {self.slots} slots cannot be")
+        if positions.min() < 0 or positions.max() >= self.period * self.ciphertexts:
+            raise PlanError(f"positions must lie in {self.ciphertexts} periods of {self.period} slots")
+        if np.unique(2 * positions + imaginary).size != positions.size:
             raise PlanError("two values share a slot; every value needs its own")
-        positions.setflags(write=False)
-        object.__setattr__(self, "positions", positions)
+        if self.images not in (1, 2) or (self.images == 2 and imaginary.any()):
+            raise PlanError(f"{self.images} images with {np.count_nonzero(imaginary)} imaginary values cannot be")
+        if not 2.0**-16 <= self.factor <= 2.0**16:
+            raise PlanError(f"imaginary parts are {self.factor:g} times too large; expected a moderate factor")
+        for name, array in (("positions", positions), ("imaginary", imaginary)):
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+
+    @property
+    def flags(self) -> npt.NDArray[np.bool_]:
+        """Whether each value is an imaginary part, shape (values,)."""
+        assert self.imaginary is not None  # noqa: S101 - set when the layout was made
+        return self.imaginary
+
+    @property
+    def mixes(self) -> bool:
+        """Whether one image lies in real and imaginary parts alike."""
+        return bool(self.flags.any())
 
     @property
     def copies(self) -> int:
         """How often the content stands in the slots."""
         return self.slots // self.period
 
-    def pack(self, values: npt.ArrayLike) -> Array:
-        """Lay values into slots, shape (values,) -> (slots,); slots without a value are zero."""
-        block, flat = np.zeros(self.period), np.asarray(values, dtype=np.float64).reshape(-1)
-        if flat.size != self.positions.size:
-            raise PlanError(f"got {flat.size} values; this layout holds {self.positions.size}")
-        block[self.positions] = flat
-        return np.tile(block, self.copies)
+    @property
+    def ciphertext(self) -> npt.NDArray[np.int64]:
+        """Ciphertext of each value, shape (values,)."""
+        return self.positions // self.period
+
+    @property
+    def slot(self) -> npt.NDArray[np.int64]:
+        """Slot of each value within the period, shape (values,)."""
+        return self.positions % self.period
+
+    def folded(self) -> Layout:
+        """Move half of the values into imaginary parts: every other ciphertext, or the upper half of the period."""
+        if self.ciphertexts > 1:
+            return self.joined(1.0)
+        half = self.period // 2
+        return Layout(self.positions % half, half, self.slots, 1, self.positions >= half)
+
+    def joined(self, factor: float) -> Layout:
+        """Put two and two ciphertexts together: the second becomes the imaginary part of the first, ``factor`` times."""
+        whole, odd = divmod(self.ciphertext, 2)
+        count = -(-self.ciphertexts // 2)
+        return Layout(whole * self.period + self.slot, self.period, self.slots, count, odd == 1, factor)
+
+    def pack(self, values: npt.ArrayLike) -> ComplexArray:
+        """Lay values into slots; slots without a value are zero.
+
+        Parameters
+        ----------
+        values:
+            All values of all images, shape (images, …) or, for one image, (…).
+
+        Returns
+        -------
+        array, shape (ciphertexts, slots)
+        """
+        flat = np.asarray(values, dtype=np.float64).reshape(-1)
+        if flat.size != self.images * self.positions.size:
+            raise PlanError(f"got {flat.size} values; this layout holds {self.images * self.positions.size}")
+        real, other = flat[: self.positions.size], flat[self.positions.size :]
+        block = np.zeros(self.ciphertexts * self.period, dtype=np.complex128)
+        np.add.at(block, self.positions, np.where(self.flags, 1j * self.factor, 1.0) * real)
+        if self.images == 2:
+            block[self.positions] += 1j * self.factor * other
+        return np.tile(block.reshape(self.ciphertexts, self.period), (1, self.copies))
 
     def unpack(self, slots: npt.ArrayLike) -> Array:
-        """Read values from slots, shape (slots,) -> (values,), as the mean over all copies.
+        """Read values from slots, shape (ciphertexts, slots) -> (images, values), as the mean over all copies.
 
         The rounding noise of the last rescale differs from copy to copy, so the mean has less of it.
         """
-        means: Array = self._copies(slots).mean(axis=0)
+        means: Array = self._copies(slots).mean(axis=1)
         return means
 
     def spread(self, slots: npt.ArrayLike) -> float:
         """Return how far a copy of a value lies from the mean of its copies at most."""
         copies = self._copies(slots)
-        return float(np.abs(copies - copies.mean(axis=0)).max())
+        return float(np.abs(copies - copies.mean(axis=1, keepdims=True)).max())
 
     def _copies(self, slots: npt.ArrayLike) -> Array:
-        return np.asarray(slots, dtype=np.float64).reshape(self.copies, self.period)[:, self.positions]
+        """Return every copy of every value, shape (images, copies, values)."""
+        given = np.asarray(slots, dtype=np.complex128).reshape(self.ciphertexts, self.copies, self.period)
+        found = given.transpose(1, 0, 2).reshape(self.copies, -1)[:, self.positions]
+        real = np.where(self.flags, found.imag / self.factor, found.real)
+        return np.stack([real, found.imag / self.factor]) if self.images == 2 else real[None]
 
 
 @dataclass(frozen=True)
-class Baby:
-    """One rotated copy of a layer's input: the copy number ``parent`` rotated by ``step``."""
+class Copy:
+    """A rotated copy of a layer's input: the copy number ``parent`` rotated by ``step``; an input is its own parent."""
 
     parent: int
     step: int
@@ -185,21 +290,24 @@ class Baby:
 
 @dataclass(frozen=True)
 class Term:
-    """One product of the inner sum: diagonal number ``diagonal`` times rotated copy number ``baby``."""
+    """One product of an inner sum: diagonal number ``diagonal`` times rotated copy number ``copy``."""
 
-    baby: int
+    copy: int
     diagonal: int
 
 
 @dataclass(frozen=True, eq=False)
 class LinearStep:
-    """An affine map by generalised diagonals, baby-step giant-step, then rotate-and-sum, rescale, bias.
+    """An affine map by generalised diagonals, baby-step giant-step, then turns that are added up, rescale, bias.
 
-    With ``giants`` = (G_0, …, G_m), inner sums P_g = sum over terms of diagonal * baby and t = ``giant_step``, the map
-    is rot_t(… rot_t(rot_t(P_m) + P_{m-1}) …) + P_0: Horner's rule, so a single Galois key serves all giant steps
-    (Halevi and Shoup, "Faster homomorphic linear transformations in HElib", 2018, §4). For every k in ``sums`` the
-    result is then replaced by itself plus itself rotated by k — before the rescale, where the scale is highest and the
-    noise of a key switch weighs least.
+    For one output ciphertext with ``giants`` = (G_0, …, G_m), inner sums P_g = sum over terms of diagonal * copy and
+    t = ``giant_step``, the map is rot_t(… rot_t(rot_t(P_m) + P_{m-1}) …) + P_0: Horner's rule, so a single Galois key
+    serves all giant steps (Halevi and Shoup, "Faster homomorphic linear transformations in HElib", 2018, §4). For every
+    group in ``turns`` the result is then replaced by itself plus itself turned by each of the group — before the
+    rescale, where the scale is highest and the noise of a key switch weighs least. Groups double the sum of few slots
+    (rotate-and-sum) or take twice the real part (conjugation), or both at once.
+
+    Copies with one parent share its decomposition ("hoisting", ibid. §3); parents stand before their children.
 
     Attributes
     ----------
@@ -207,39 +315,48 @@ class LinearStep:
         What the layer is, for people.
     level:
         Level of the input; the output has one less.
-    babies:
-        Rotated copies; number 0 is the input itself.
+    inputs:
+        Number of input ciphertexts.
+    copies:
+        Rotated copies; the first ``inputs`` are the inputs themselves.
     giants:
-        Terms of each inner sum, from giant step 0 upwards.
+        For each output ciphertext the terms of its inner sums, from giant step 0 upwards.
     giant_step:
         Rotation between two inner sums, 0 when there is one only.
-    sums:
-        Rotations of the rotate-and-sum, in order.
+    turns:
+        Groups of turns to add, in order.
     diagonals:
         Shape (number, slots), already rotated to where Horner's rule needs them.
     bias:
-        Shape (slots,).
+        Shape (outputs, slots).
     input_scale, weight_scale, output_scale:
         Scales of the input, of the encoded diagonals, and after the rescale.
     """
 
     name: str
     level: int
-    babies: tuple[Baby, ...]
-    giants: tuple[tuple[Term, ...], ...]
+    inputs: int
+    copies: tuple[Copy, ...]
+    giants: tuple[tuple[tuple[Term, ...], ...], ...]
     giant_step: int
-    sums: tuple[int, ...]
-    diagonals: Array
-    bias: Array
+    turns: tuple[tuple[Turn, ...], ...]
+    diagonals: ComplexArray
+    bias: ComplexArray
     input_scale: float
     weight_scale: float
     output_scale: float
 
     @property
-    def rotation_steps(self) -> tuple[int, ...]:
-        """Every rotation that is carried out, in order, repetitions included."""
-        babies = tuple(baby.step for baby in self.babies[1:])
-        return babies + (self.giant_step,) * (len(self.giants) - 1) + self.sums
+    def outputs(self) -> int:
+        """Number of output ciphertexts."""
+        return len(self.giants)
+
+    @property
+    def rotations(self) -> tuple[Turn, ...]:
+        """Every turn that is carried out, repetitions included."""
+        copies = tuple(Turn(copy.step) for copy in self.copies[self.inputs :])
+        giants = (Turn(self.giant_step),) * sum(len(giants) - 1 for giants in self.giants)
+        return copies + giants + tuple(turn for group in self.turns for turn in group) * self.outputs
 
     @property
     def multiplications(self) -> int:
@@ -249,25 +366,93 @@ class LinearStep:
 
 @dataclass(frozen=True)
 class SquareStep:
-    """Square every slot, relinearise, rescale."""
+    """Square, relinearise, rescale.
+
+    ``plain`` squares every ciphertext, whose slots are real. ``joined`` squares real ciphertexts and puts two and two
+    together, as real and imaginary part, before the relinearisation. ``parted`` takes real and imaginary part of each
+    ciphertext (times two, with one conjugation), squares both and joins them again. A joined imaginary part is
+    `JOIN_FACTOR` times too large.
+    """
 
     level: int
+    inputs: int
+    kind: Literal["plain", "joined", "parted"]
     input_scale: float
     output_scale: float
-    name: str = "square"
 
     @property
-    def rotation_steps(self) -> tuple[int, ...]:
-        """A square rotates nothing."""
-        return ()
+    def name(self) -> str:
+        """What the step is, for people."""
+        return {"plain": "square", "joined": "square, join", "parted": "part, square, join"}[self.kind]
+
+    @property
+    def outputs(self) -> int:
+        """Number of output ciphertexts."""
+        return -(-self.inputs // 2) if self.kind == "joined" else self.inputs
+
+    @property
+    def squares(self) -> int:
+        """How many ciphertexts are squared."""
+        return 2 * self.inputs if self.kind == "parted" else self.inputs
+
+    @property
+    def rotations(self) -> tuple[Turn, ...]:
+        """Conjugations that part real and imaginary part."""
+        return (Turn(0, True),) * self.inputs if self.kind == "parted" else ()
 
     @property
     def multiplications(self) -> int:
-        """One product of two ciphertexts."""
-        return 1
+        """Number of products of two ciphertexts."""
+        return self.squares
+
+    @staticmethod
+    def gain(kind: str) -> float:
+        """Return what the squares are too large by: parting doubles both parts."""
+        return 4.0 if kind == "parted" else 1.0
 
 
 Step = LinearStep | SquareStep
+
+
+class KeyGroup(NamedTuple):
+    """Evaluation keys that are used at one level, made for its modulus chain alone.
+
+    Attributes
+    ----------
+    level:
+        The level.
+    relinearise:
+        Whether a relinearisation key is among them.
+    elements:
+        Galois elements, ascending.
+    """
+
+    level: int
+    relinearise: bool
+    elements: tuple[int, ...]
+
+
+def key_groups(parameters: Parameters, steps: Sequence[Step]) -> tuple[KeyGroup, ...]:
+    """Collect the keys that steps use, highest level first."""
+    groups: list[KeyGroup] = []
+    for level in range(parameters.top_level, -1, -1):
+        here = [step for step in steps if step.level == level]
+        elements = {parameters.galois_element(*turn) for step in here for turn in step.rotations}
+        squares = any(isinstance(step, SquareStep) for step in here)
+        if elements or squares:
+            groups.append(KeyGroup(level, squares, tuple(sorted(elements))))
+    return tuple(groups)
+
+
+def united(plans: Iterable[tuple[KeyGroup, ...]]) -> tuple[KeyGroup, ...]:
+    """Return the keys that serve all of several plans."""
+    found: dict[int, KeyGroup] = {}
+    for groups in plans:
+        for group in groups:
+            before = found.get(group.level, KeyGroup(group.level, False, ()))
+            elements = tuple(sorted({*before.elements, *group.elements}))
+            found[group.level] = KeyGroup(group.level, before.relinearise or group.relinearise, elements)
+    return tuple(found[level] for level in sorted(found, reverse=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,10 +471,8 @@ class PublicPlan:
         Slots of the image's values and of the logits.
     input_scale, output_scale:
         Scale of the fresh ciphertext and of the reply.
-    rotation_steps:
-        Rotations that need a Galois key, ascending.
-    needs_relinearisation:
-        Whether the network squares anything.
+    keys:
+        Evaluation keys that the service needs, highest level first; they may serve other plans of the model as well.
     logit_error_bound:
         Predicted bound on the error of a decrypted logit.
     logit_limit:
@@ -305,8 +488,7 @@ class PublicPlan:
     output_layout: Layout
     input_scale: float
     output_scale: float
-    rotation_steps: tuple[int, ...]
-    needs_relinearisation: bool
+    keys: tuple[KeyGroup, ...]
     logit_error_bound: float
     logit_limit: float
     preprocessing_digest: str = ""
@@ -317,13 +499,31 @@ class PublicPlan:
             raise PlanError(f"layouts have other slots than the {slots} of degree {self.parameters.degree}")
         if len(self.labels) != len(self.output_layout.positions):
             raise PlanError(f"{len(self.labels)} labels for {len(self.output_layout.positions)} logits")
-        if any(not 0 < step < slots for step in self.rotation_steps):
-            raise PlanError(f"rotation steps must lie between 1 and {slots - 1}")
-        if list(self.rotation_steps) != sorted(set(self.rotation_steps)):
-            raise PlanError("rotation steps must be ascending and distinct")
+        if self.input_layout.images != self.output_layout.images:
+            raise PlanError(f"{self.input_layout.images} images in, {self.output_layout.images} out; expected as many")
+        levels = [group.level for group in self.keys]
+        if levels != sorted(set(levels), reverse=True) or not set(levels) <= set(
+            range(len(self.parameters.data_primes))
+        ):
+            raise PlanError("key groups must stand in descending order of their levels, each level once")
+        for group in self.keys:
+            if list(group.elements) != sorted(set(group.elements)):
+                raise PlanError("Galois elements must be ascending and distinct")
+            if any(element % 2 == 0 or not 1 < element < 2 * self.parameters.degree for element in group.elements):
+                raise PlanError(f"Galois elements must be odd and lie between 3 and {2 * self.parameters.degree - 1}")
         for scale, level in ((self.input_scale, self.parameters.top_level), (self.output_scale, 0)):
             if not 1 <= scale < 2 ** self.parameters.bits_at(level):
                 raise PlanError(f"scale {scale:g} does not fit the modulus of level {level}")
+
+    @property
+    def images(self) -> int:
+        """How many images one request carries."""
+        return self.input_layout.images
+
+    @property
+    def galois_keys(self) -> int:
+        """How many Galois keys there are in all."""
+        return sum(len(group.elements) for group in self.keys)
 
     @property
     def copy_tolerance(self) -> float:
@@ -339,7 +539,7 @@ class PublicPlan:
     @cached_property
     def requirements_id(self) -> str:
         """SHA-256 over all that evaluation keys depend on, hexadecimal: plans that share it share keys."""
-        return _digest([self._parameters, self.rotation_steps, self.needs_relinearisation])
+        return _digest([self._parameters, self.keys])
 
     @property
     def _parameters(self) -> list[object]:
@@ -353,10 +553,15 @@ class PublicPlan:
             "labels": self.labels,
             "parameters": self._parameters,
             "layouts": [
-                [layout.positions.tolist(), layout.period] for layout in (self.input_layout, self.output_layout)
+                [
+                    layout.positions.tolist(),
+                    np.flatnonzero(layout.flags).tolist(),
+                    [layout.period, layout.ciphertexts, layout.images, layout.factor.hex()],
+                ]
+                for layout in (self.input_layout, self.output_layout)
             ],
             "scales": [self.input_scale.hex(), self.output_scale.hex()],
-            "keys": [self.rotation_steps, self.needs_relinearisation],
+            "keys": self.keys,
             "preprocessing": self.preprocessing_digest,
             "error": [self.logit_error_bound.hex(), self.logit_limit.hex()],
         }

@@ -285,7 +285,7 @@ def check_relinearisation_key(data: bytes, parameters: Parameters, minor: int) -
     return _check_key_set(data, parameters, {0}, 1, "relinearisation key", minor)
 
 
-def check_galois_keys(data: bytes, parameters: Parameters, steps: Iterable[int], minor: int) -> bytes:
+def check_galois_keys(data: bytes, parameters: Parameters, elements: Iterable[int], minor: int) -> bytes:
     """Check Galois keys from the wire; return an equal, uncompressed stream for SEAL to load.
 
     Parameters
@@ -294,8 +294,8 @@ def check_galois_keys(data: bytes, parameters: Parameters, steps: Iterable[int],
         Serialised keys.
     parameters:
         What they must be made for.
-    steps:
-        The rotations that there must be keys for: all of these, no others.
+    elements:
+        The Galois elements that there must be keys for: all of these, no others.
     minor:
         Minor version of the SEAL that will load them.
 
@@ -304,7 +304,7 @@ def check_galois_keys(data: bytes, parameters: Parameters, steps: Iterable[int],
     FormatError
         If they are anything else.
     """
-    rows = {(parameters.galois_element(step) - 1) // 2 for step in steps}
+    rows = {(element - 1) // 2 for element in elements}
     return _check_key_set(data, parameters, rows, parameters.degree, "Galois keys", minor)
 
 
@@ -313,11 +313,11 @@ def read_relinearisation_key(data: bytes, parameters: Parameters) -> list[Residu
     return _read_key_set(data, parameters, {0}, 1, "relinearisation key", 0)[1][0]
 
 
-def read_galois_keys(data: bytes, parameters: Parameters, steps: Iterable[int]) -> dict[int, list[Residues]]:
-    """Check Galois keys from the wire; return the components of the key for each rotation."""
-    rows = {(parameters.galois_element(step) - 1) // 2: step for step in steps}
+def read_galois_keys(data: bytes, parameters: Parameters, elements: Iterable[int]) -> dict[int, list[Residues]]:
+    """Check Galois keys from the wire; return the components of the key for each Galois element."""
+    rows = {(element - 1) // 2: element for element in elements}
     found = _read_key_set(data, parameters, set(rows), parameters.degree, "Galois keys", 0)[1]
-    return {step: found[row] for row, step in rows.items()}
+    return {element: found[row] for row, element in rows.items()}
 
 
 def _check_key_set(
@@ -377,6 +377,24 @@ def ciphertext_stream(residues: npt.NDArray[np.uint32], parameters: Parameters, 
     )
     compressed = zstandard.ZstdCompressor().compress(body)
     return header(HEADER.size + len(compressed), minor, _ZSTD) + compressed
+
+
+def plaintext_stream(residues: npt.NDArray[np.uint64], parameters: Parameters, minor: int) -> bytes:
+    """Write a plaintext over all primes, the special one included, as SEAL does, uncompressed: a secret key is one.
+
+    Parameters
+    ----------
+    residues:
+        In NTT form, shape (primes, degree).
+    parameters:
+        What it belongs to.
+    minor:
+        Minor version of SEAL to name in the headers.
+    """
+    words, count = residues.astype("<u8").tobytes(), _COUNT.pack(residues.size)
+    array = header(HEADER.size + len(count) + len(words), minor) + count + words
+    body = parameters.parms_id() + count + struct.pack("<d", 1.0) + array
+    return header(HEADER.size + len(body), minor) + body
 
 
 def _log2(scale: float) -> str:

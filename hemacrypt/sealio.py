@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import tenseal.sealapi as seal
 
 from hemacrypt import sealformat
@@ -115,6 +116,27 @@ def make_context(parameters: Parameters) -> Context:
         if words != parms_id_words(parameters.parms_id(level)):
             raise PlanError("this SEAL computes other parameter identifiers than SEAL 4; install tenseal >= 0.3.16")
     return context
+
+
+def truncated_secret(secret: bytes, parameters: Parameters, level: int) -> bytes:
+    """Cut a secret key to the primes q_0 … q_level and the special one: it is one small polynomial modulo each prime.
+
+    Parameters
+    ----------
+    secret:
+        As SEAL saves it, for the whole chain; never from the wire.
+    parameters:
+        The whole chain.
+    level:
+        Where keys made with the result will be used.
+    """
+    count, degree = len(parameters.data_primes) + 1, parameters.degree
+    body = sealformat.unwrap(secret, 8 * count * degree + (1 << 16), "secret key")
+    if len(body) < 8 * count * degree:
+        raise FormatError("secret key", "it is shorter than the plan's parameters demand; it is for other parameters")
+    words = np.frombuffer(body[-8 * count * degree :], dtype="<u8").reshape(count, degree)
+    rows = words[[*range(level + 1), count - 1]]
+    return sealformat.plaintext_stream(rows, parameters.truncated(level), seal_minor_version())
 
 
 def parms_id_words(identifier: bytes) -> list[int]:

@@ -28,8 +28,17 @@ def check_engine(name: str) -> None:
         raise PlanError(f"no engine is called {name!r}; choose one of {', '.join(ENCRYPTED_ENGINES)}")
 
 
-def encrypted_engine(name: str, plan: Plan) -> Engine[Any]:
+def encrypted_engine(name: str, plan: Plan, threads: int = 1) -> Engine[Any]:
     """Make the engine of a name.
+
+    Parameters
+    ----------
+    name:
+        One of `ENCRYPTED_ENGINES`.
+    plan:
+        The plan, weights included.
+    threads:
+        How many threads share one request; `seal` has one in any case.
 
     Raises
     ------
@@ -47,4 +56,4 @@ def encrypted_engine(name: str, plan: Plan) -> Engine[Any]:
     except ImportError as error:
         raise PlanError(f"the engine 'vector' needs Numba: pip install 'hemacrypt[service]' ({error})") from None
 
-    return VectorEngine(plan)
+    return VectorEngine(plan, threads)

@@ -1,10 +1,12 @@
-"""What every engine does: a plan, keys and ciphertext bytes in, ciphertext bytes out."""
+"""What every engine does: a plan, keys and serialised ciphertexts in, serialised ciphertexts out."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, Generic, TypeVar
 
+from hemacrypt.errors import FormatError
 from hemacrypt.evaluation_keys import EvaluationKeys
 from hemacrypt.plan import Plan
 
@@ -36,18 +38,31 @@ class Engine(ABC, Generic[Keys]):
         """
 
     @abstractmethod
-    def evaluate(self, ciphertext: bytes, keys: Keys) -> bytes:
-        """Evaluate the network on one serialised ciphertext and return the serialised logits.
+    def evaluate(self, ciphertexts: Sequence[bytes], keys: Keys) -> list[bytes]:
+        """Evaluate the network on one request and return the serialised logits.
 
         Parameters
         ----------
-        ciphertext:
-            Straight from the wire; checked here before anything else happens.
+        ciphertexts:
+            As many serialised ciphertexts as the plan's input layout has, straight from the wire; checked here before
+            anything else happens.
         keys:
-            What `load_keys` returned.
+            What `load_keys` returned, of this engine or of that of another plan with the same keys.
 
         Raises
         ------
         FormatError
-            If the ciphertext is not what the plan demands.
+            If a ciphertext is not what the plan demands, or there are more or fewer.
         """
+
+    def check_count(self, ciphertexts: Sequence[bytes]) -> None:
+        """Make sure that there are as many ciphertexts as the plan demands.
+
+        Raises
+        ------
+        FormatError
+            If not.
+        """
+        expected = self.plan.public.input_layout.ciphertexts
+        if len(ciphertexts) != expected:
+            raise FormatError("ciphertexts", f"{len(ciphertexts)} came; the plan lays its input over {expected}")

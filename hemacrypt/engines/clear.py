@@ -6,6 +6,7 @@ It walks the very rotations, diagonals and sums that the encrypted engines walk,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,8 +16,8 @@ import numpy.typing as npt
 from hemacrypt.engines.base import Engine
 from hemacrypt.errors import FormatError
 from hemacrypt.evaluation_keys import EvaluationKeys
-from hemacrypt.network import Array
-from hemacrypt.plan import LinearStep
+from hemacrypt.network import Array, ComplexArray
+from hemacrypt.plan import JOIN_FACTOR, LinearStep, SquareStep
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Magnitude:
 
 
 class ClearEngine(Engine[None]):
-    """Evaluates in float64; ``ciphertext`` is the little-endian float64 content of all slots."""
+    """Evaluates in float64; a "ciphertext" is the little-endian complex128 content of all slots."""
 
     name: ClassVar[str] = "clear"
 
@@ -50,50 +51,68 @@ class ClearEngine(Engine[None]):
         """Need no keys."""
         return
 
-    def evaluate(self, ciphertext: bytes, keys: None = None) -> bytes:
+    def evaluate(self, ciphertexts: Sequence[bytes], keys: None = None) -> list[bytes]:
         """Evaluate slots given as bytes; see `run`."""
+        self.check_count(ciphertexts)
         slots = self.plan.parameters.slots
-        if len(ciphertext) != 8 * slots:
-            raise FormatError("slots", f"{len(ciphertext)} bytes; expected {8 * slots}: {slots} float64 values")
-        return self.run(np.frombuffer(ciphertext, dtype="<f8"))[0].astype("<f8").tobytes()
+        for content in ciphertexts:
+            if len(content) != 16 * slots:
+                raise FormatError("slots", f"{len(content)} bytes; expected {16 * slots}: {slots} complex128 values")
+        given = np.stack([np.frombuffer(content, dtype="<c16") for content in ciphertexts])
+        return [row.astype("<c16").tobytes() for row in self.run(given)[0]]
 
     def predict(self, values: npt.ArrayLike) -> Array:
-        """Return the logits of one image, shape (inputs,) -> (logits,)."""
+        """Return the logits of all images of a request, shape (images, …) -> (images, logits)."""
         public = self.plan.public
         return public.output_layout.unpack(self.run(public.input_layout.pack(values))[0])
 
-    def run(self, slots: Array) -> tuple[Array, list[Magnitude]]:
+    def run(self, slots: ComplexArray) -> tuple[ComplexArray, list[Magnitude]]:
         """Evaluate slots and report magnitudes.
 
         Parameters
         ----------
         slots:
-            Content of the input ciphertext, shape (slots,).
+            Content of the input ciphertexts, shape (ciphertexts, slots).
 
         Returns
         -------
-        slots of the output, and one magnitude per step
+        slots of the outputs, and one magnitude per step
         """
         magnitudes: list[Magnitude] = []
         for step in self.plan.steps:
-            slots = linear(step, slots) if isinstance(step, LinearStep) else slots * slots
+            slots = linear(step, slots) if isinstance(step, LinearStep) else square(step, slots)
             largest = float(np.abs(slots).max())
             bits = math.log2(max(largest, 2.0**-60) * step.output_scale) + 1
             magnitudes.append(Magnitude(step.name, largest, bits, self.plan.parameters.bits_at(step.level - 1)))
         return slots, magnitudes
 
 
-def linear(step: LinearStep, slots: Array) -> Array:
-    """Carry out an affine map as it is planned, shape (slots,) -> (slots,)."""
-    babies = [slots]
-    for baby in step.babies[1:]:
-        babies.append(np.roll(babies[baby.parent], -baby.step))
-    total = np.zeros_like(slots)
-    for number, terms in reversed(list(enumerate(step.giants))):
-        if number < len(step.giants) - 1:
-            total = np.roll(total, -step.giant_step)
-        for term in terms:
-            total = total + step.diagonals[term.diagonal] * babies[term.baby]
-    for rotation in step.sums:
-        total = total + np.roll(total, -rotation)
-    return total + step.bias
+def linear(step: LinearStep, slots: ComplexArray) -> ComplexArray:
+    """Carry out an affine map as it is planned, shape (inputs, slots) -> (outputs, slots)."""
+    copies = list(slots)
+    for copy in step.copies[step.inputs :]:
+        copies.append(np.roll(copies[copy.parent], -copy.step))
+    outputs: list[ComplexArray] = []
+    for giants in step.giants:
+        total = np.zeros_like(slots[0])
+        for number, terms in reversed(list(enumerate(giants))):
+            if number < len(giants) - 1:
+                total = np.roll(total, -step.giant_step)
+            for term in terms:
+                total = total + step.diagonals[term.diagonal] * copies[term.copy]
+        for group in step.turns:
+            total = total + sum(turn(total) for turn in group)
+        outputs.append(total)
+    return np.stack(outputs) + step.bias
+
+
+def square(step: SquareStep, slots: ComplexArray) -> ComplexArray:
+    """Square as it is planned, shape (inputs, slots) -> (outputs, slots); the factor of parting is divided out."""
+    if step.kind == "plain":
+        return slots * slots
+    real, other = slots[::2], slots[1::2]
+    if step.kind == "parted":
+        real, other = slots.real, slots.imag
+    joined = (real * real).astype(np.complex128)
+    joined[: len(other)] += 1j * JOIN_FACTOR * other * other
+    return joined

@@ -2,118 +2,172 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import tenseal.sealapi as seal
 
 from hemacrypt import sealformat, sealio
 from hemacrypt.engines.base import Engine
 from hemacrypt.errors import PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys
-from hemacrypt.network import Array
-from hemacrypt.plan import LinearStep, Plan, SquareStep
+from hemacrypt.network import ComplexArray
+from hemacrypt.plan import JOIN_FACTOR, LinearStep, Plan, SquareStep, Turn
 from hemacrypt.sealio import SealObject
 
 
 @dataclass(frozen=True)
 class SealKeys:
-    """A client's keys, loaded."""
+    """A client's keys, loaded, by level."""
 
-    relinearisation: SealObject
-    galois: SealObject
+    relinearisation: dict[int, SealObject]
+    galois: dict[int, SealObject]
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A layer's diagonals and bias as plaintexts in NTT form."""
+    """A layer's diagonals and biases as plaintexts in NTT form."""
 
     diagonals: list[SealObject]
-    bias: SealObject
+    biases: list[SealObject]
 
 
 class SealEngine(Engine[SealKeys]):
-    """Evaluates with SEAL on one core. TenSEAL keeps the GIL throughout, so parallel work needs processes."""
+    """Evaluates with SEAL on one core. TenSEAL keeps the GIL throughout, so parallel work needs processes.
+
+    Each level has a context of its own, of the primes that are left there: its keys are made for no others.
+    """
 
     name: ClassVar[str] = "seal"
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
-        self._context = sealio.make_context(plan.parameters)
-        self._encoder = seal.CKKSEncoder(self._context)
-        self._evaluator = seal.Evaluator(self._context)
+        parameters = plan.parameters
         self._minor = sealio.seal_minor_version()
+        self._contexts = {step.level: sealio.make_context(parameters.truncated(step.level)) for step in plan.steps}
+        self._evaluators = {level: seal.Evaluator(context) for level, context in self._contexts.items()}
+        self._encoder = seal.CKKSEncoder(self._contexts[parameters.top_level])
         self._encoded = {
             number: self._encode_layer(step) for number, step in enumerate(plan.steps) if isinstance(step, LinearStep)
+        }
+        # Joining multiplies by i times the square root of two, which a polynomial of four ones and zeros is in all slots.
+        root = np.full(parameters.slots, 1j * JOIN_FACTOR)
+        self._roots = {
+            step.level: self._encode(-root if step.kind == "parted" else root, step.level, 1.0)
+            for step in plan.steps
+            if isinstance(step, SquareStep) and step.kind != "plain"
         }
 
     def load_keys(self, keys: EvaluationKeys) -> SealKeys:
         """Check and load a client's evaluation keys; see `Engine.load_keys`."""
-        checked = keys.checked(self.plan.public, self._minor)
-        relinearisation, galois = seal.RelinKeys(), seal.GaloisKeys()
-        if checked.relinearisation:
-            sealio.load(relinearisation, self._context, checked.relinearisation)
-        if checked.galois:
-            sealio.load(galois, self._context, checked.galois)
-        return SealKeys(relinearisation, galois)
+        loaded = SealKeys({}, {})
+        for group, serialised in keys.grouped(self.plan.public):
+            parameters = self.plan.parameters.truncated(group.level)
+            context = self._contexts.get(group.level) or sealio.make_context(parameters)
+            if group.relinearise:
+                checked = sealformat.check_relinearisation_key(serialised.relinearisation, parameters, self._minor)
+                loaded.relinearisation[group.level] = sealio.load(seal.RelinKeys(), context, checked)
+            if group.elements:
+                checked = sealformat.check_galois_keys(serialised.galois, parameters, group.elements, self._minor)
+                loaded.galois[group.level] = sealio.load(seal.GaloisKeys(), context, checked)
+        return loaded
 
-    def evaluate(self, ciphertext: bytes, keys: SealKeys) -> bytes:
-        """Evaluate the network on one ciphertext; see `Engine.evaluate`."""
+    def evaluate(self, ciphertexts: Sequence[bytes], keys: SealKeys) -> list[bytes]:
+        """Evaluate the network on one request; see `Engine.evaluate`."""
+        self.check_count(ciphertexts)
         parameters, public = self.plan.parameters, self.plan.public
-        checked = sealformat.check_ciphertext(
-            ciphertext, parameters, parameters.top_level, public.input_scale, self._minor
-        )
-        value = sealio.load(seal.Ciphertext(), self._context, checked)
+        top = parameters.top_level
+        checked = [
+            sealformat.check_ciphertext(ciphertext, parameters, top, public.input_scale, self._minor)
+            for ciphertext in ciphertexts
+        ]
+        values = [sealio.load(seal.Ciphertext(), self._contexts[top], stream) for stream in checked]
         for number, step in enumerate(self.plan.steps):
             if isinstance(step, LinearStep):
-                value = self._linear(step, self._encoded[number], value, keys)
+                values = self._linear(step, self._encoded[number], values, keys)
             else:
-                self._square(step, value, keys)
-        return sealio.dump(value)
+                values = self._square(step, values, keys)
+        return [sealio.dump(value) for value in values]
 
     def _encode_layer(self, step: LinearStep) -> _Encoded:
         diagonals = [self._encode(diagonal, step.level, step.weight_scale) for diagonal in step.diagonals]
         if all(diagonal.is_zero() for diagonal in diagonals):
             raise PlanError(f"{step.name}: all weights are so small that they round to zero; scale the layer up")
-        return _Encoded(diagonals, self._encode(step.bias, step.level - 1, step.output_scale))
+        return _Encoded(diagonals, [self._encode(bias, step.level - 1, step.output_scale) for bias in step.bias])
 
-    def _encode(self, values: Array, level: int, scale: float) -> SealObject:
+    def _encode(self, values: ComplexArray, level: int, scale: float) -> SealObject:
         plain = seal.Plaintext()
         words = sealio.parms_id_words(self.plan.parameters.parms_id(level))
         self._encoder.encode(values.tolist(), words, scale, plain)
         return plain
 
-    def _linear(self, step: LinearStep, encoded: _Encoded, value: SealObject, keys: SealKeys) -> SealObject:
-        evaluator, product = self._evaluator, seal.Ciphertext()
-        babies = [value]
-        for baby in step.babies[1:]:
-            rotated = seal.Ciphertext()
-            evaluator.rotate_vector(babies[baby.parent], baby.step, keys.galois, rotated)
-            babies.append(rotated)
+    def _turned(self, level: int, value: SealObject, turn: Turn, keys: SealKeys) -> SealObject:
+        turned, element = seal.Ciphertext(), self.plan.parameters.galois_element(*turn)
+        self._evaluators[level].apply_galois(value, element, keys.galois[level], turned)
+        return turned
+
+    def _linear(
+        self, step: LinearStep, encoded: _Encoded, values: list[SealObject], keys: SealKeys
+    ) -> list[SealObject]:
+        copies = list(values)
+        for copy in step.copies[step.inputs :]:
+            copies.append(self._turned(step.level, copies[copy.parent], Turn(copy.step), keys))
+        return [self._output(step, encoded, number, copies, keys) for number in range(step.outputs)]
+
+    def _output(
+        self, step: LinearStep, encoded: _Encoded, output: int, copies: list[SealObject], keys: SealKeys
+    ) -> SealObject:
+        evaluator, product, giants = self._evaluators[step.level], seal.Ciphertext(), step.giants[output]
         total: SealObject = None
-        for number, terms in reversed(list(enumerate(step.giants))):
-            if total is not None and number < len(step.giants) - 1:
-                evaluator.rotate_vector_inplace(total, step.giant_step, keys.galois)
+        for number, terms in reversed(list(enumerate(giants))):
+            if total is not None and number < len(giants) - 1:
+                total = self._turned(step.level, total, Turn(step.giant_step), keys)
             for term in terms:
                 if encoded.diagonals[term.diagonal].is_zero():
                     continue  # weights that round to zero; SEAL refuses the product as transparent
                 target = seal.Ciphertext() if total is None else product
-                evaluator.multiply_plain(babies[term.baby], encoded.diagonals[term.diagonal], target)
+                evaluator.multiply_plain(copies[term.copy], encoded.diagonals[term.diagonal], target)
                 if total is None:
                     total = target
                 else:
                     evaluator.add_inplace(total, product)
-        for rotation in step.sums:
-            evaluator.rotate_vector(total, rotation, keys.galois, product)
-            evaluator.add_inplace(total, product)
+        for group in step.turns:
+            turned = [self._turned(step.level, total, turn, keys) for turn in group]
+            for summand in turned:
+                evaluator.add_inplace(total, summand)
         evaluator.rescale_to_next_inplace(total)
         # The planned scale; what SEAL computed differs from it by a rounding of the last bit at most.
         total.scale = step.output_scale
-        evaluator.add_plain_inplace(total, encoded.bias)
+        evaluator.add_plain_inplace(total, encoded.biases[output])
         return total
 
-    def _square(self, step: SquareStep, value: SealObject, keys: SealKeys) -> None:
-        self._evaluator.square_inplace(value)
-        self._evaluator.relinearize_inplace(value, keys.relinearisation)
-        self._evaluator.rescale_to_next_inplace(value)
-        value.scale = step.output_scale
+    def _square(self, step: SquareStep, values: list[SealObject], keys: SealKeys) -> list[SealObject]:
+        evaluator = self._evaluators[step.level]
+        if step.kind == "plain":
+            pairs = [(value, None) for value in values]
+        elif step.kind == "joined":
+            pairs = [(values[n], values[n + 1] if n + 1 < len(values) else None) for n in range(0, len(values), 2)]
+        else:
+            pairs = [self._parted(step.level, value, keys) for value in values]
+        squares: list[SealObject] = []
+        for real, other in pairs:
+            evaluator.square_inplace(real)
+            if other is not None:
+                evaluator.square_inplace(other)
+                evaluator.multiply_plain_inplace(other, self._roots[step.level])
+                evaluator.add_inplace(real, other)
+            evaluator.relinearize_inplace(real, keys.relinearisation[step.level])
+            evaluator.rescale_to_next_inplace(real)
+            real.scale = step.output_scale
+            squares.append(real)
+        return squares
+
+    def _parted(self, level: int, value: SealObject, keys: SealKeys) -> tuple[SealObject, SealObject]:
+        """Return twice the real part, and twice i times the imaginary part."""
+        conjugated = self._turned(level, value, Turn(0, True), keys)
+        real, other = seal.Ciphertext(), seal.Ciphertext()
+        self._evaluators[level].add(value, conjugated, real)
+        self._evaluators[level].sub(value, conjugated, other)
+        return real, other

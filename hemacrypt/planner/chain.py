@@ -12,6 +12,8 @@ from hemacrypt.security import LARGEST_MODULUS_BITS
 PRIME_BITS = 30
 # Smallest degree that is tried; below it no chain of two data primes and a special one is secure.
 SMALLEST_DEGREE = 4096
+# Values between two layers may lie over so many ciphertexts; beyond that keys and time are out of all reason.
+MOST_CIPHERTEXTS = 64
 
 
 def primes_below(limit: int, degree: int) -> Iterator[int]:
@@ -30,14 +32,14 @@ def data_primes_needed(squares: int) -> int:
 
 
 def smallest_degree(squares: int, widest: int) -> int:
-    """Return the smallest secure degree.
+    """Return the smallest secure degree; what one ciphertext does not hold lies in several.
 
     Parameters
     ----------
     squares:
         Number of square activations.
     widest:
-        Largest number of slots that a layer needs.
+        Largest number of values between two layers.
 
     Raises
     ------
@@ -46,12 +48,17 @@ def smallest_degree(squares: int, widest: int) -> int:
     """
     bits = (data_primes_needed(squares) + 1) * PRIME_BITS
     for degree, limit in LARGEST_MODULUS_BITS.items():
-        if degree >= SMALLEST_DEGREE and bits <= limit and widest <= degree // 2:
+        if degree >= SMALLEST_DEGREE and bits <= limit:
+            if widest > MOST_CIPHERTEXTS * degree // 2:
+                raise PlanError(
+                    f"a layer of {widest} values needs more than {MOST_CIPHERTEXTS} ciphertexts of {degree // 2} slots; "
+                    "use a smaller image or fewer channels"
+                )
             return degree
     largest = max(LARGEST_MODULUS_BITS)
     raise PlanError(
-        f"{squares} squares need {bits} modulus bits and the widest layer {widest} slots; degree {largest} allows "
-        f"{LARGEST_MODULUS_BITS[largest]} bits and {largest // 2} slots: use fewer squares or a smaller image"
+        f"{squares} squares need {bits} modulus bits; degree {largest} allows {LARGEST_MODULUS_BITS[largest]} bits: "
+        "use fewer squares"
     )
 
 

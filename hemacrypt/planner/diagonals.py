@@ -9,17 +9,24 @@ Convolutions", 2022), so the same few offsets serve every pixel.
 
 *wide* — R rows over an input of period T: with slot s computing row s mod R, R diagonals cover the matrix and log2(T/R)
 rotate-and-sums finish it (Juvekar et al., "GAZELLE", 2018, §4.2 "hybrid"). Afterwards *every* slot holds an output, so
-no partial sum is left that would tell a client more than the logits.
+no partial sum is left that would tell a client more than the logits. A grid that fills a part of the slots only takes
+the same turn.
+
+*Complex slots.* When one image lies in real and imaginary parts, a real map is the real part of a complex one:
+``M1 x1 + M2 x2 = Re((M1 - i M2)(x1 + i x2))``. The diagonals hold half of it, and the result plus its conjugate is what
+was wanted: half the diagonals, one conjugation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.network import Array, Convolution, Linear, Shape
+from hemacrypt.network import ComplexArray, Convolution, Entries, Linear, Shape
 from hemacrypt.plan import Layout
 
 Offsets = npt.NDArray[np.int64]
@@ -34,8 +41,8 @@ def power_of_two_from(number: int) -> int:
 class Grid:
     """Feature maps on a common grid of ``height`` x ``width`` slots; neighbours of one map are ``gap`` slots apart.
 
-    A block of height * width slots holds gap^2 channels, one per position inside a gap x gap cell. The whole may lie
-    ``shift`` slots to the right, around the end.
+    A block of height * width slots holds gap^2 channels, one per position inside a gap x gap cell. Blocks fill one
+    ciphertext after another. The whole may lie ``shift`` slots to the right, around the end of each period.
     """
 
     height: int
@@ -43,20 +50,24 @@ class Grid:
     gap: int = 1
     shift: int = 0
 
-    def positions(self, shape: Shape, slots: int) -> npt.NDArray[np.int64]:
-        """Return the slots of a feature map's values in channel-first order, shape (values,)."""
+    def extent(self, shape: Shape) -> int:
+        """Return how many slots feature maps of this shape reach over."""
+        return -(-shape[0] // (self.gap * self.gap)) * self.height * self.width
+
+    def layout(self, shape: Shape, period: int, slots: int) -> Layout:
+        """Return where a feature map's values lie, channel first; several ciphertexts if one period is not enough."""
         channel, y, x = np.ogrid[: shape[0], : shape[1], : shape[2]]
         block, inside = divmod(channel, self.gap * self.gap)
         row, column = y * self.gap + inside // self.gap, x * self.gap + inside % self.gap
-        start = block * self.height * self.width
-        positions: npt.NDArray[np.int64] = (start + row * self.width + column + self.shift).reshape(-1) % slots
-        return positions
+        flat = (block * self.height * self.width + row * self.width + column).reshape(-1)
+        ciphertext, slot = divmod(flat, period)
+        return Layout(ciphertext * period + (slot + self.shift) % period, period, slots, int(ciphertext.max()) + 1)
 
     def holds(self, shape: Shape, slots: int) -> bool:
-        """Tell whether feature maps of this shape fit the grid and the slots."""
-        blocks = -(-shape[0] // (self.gap * self.gap))
+        """Tell whether feature maps of this shape fit the grid, and blocks the slots of a ciphertext."""
         fits = shape[1] * self.gap <= self.height and shape[2] * self.gap <= self.width
-        return fits and blocks * self.height * self.width <= slots
+        block = self.height * self.width
+        return fits and block <= slots and (slots % block == 0 or self.extent(shape) <= slots)
 
 
 def image_grid(shape: Shape, slots: int) -> Grid | None:
@@ -74,78 +85,101 @@ class MatrixForm:
     ----------
     layer:
         The affine map.
+    entries:
+        What is not zero in its matrix.
     source, target:
         Layouts of its input and output.
     grid:
         Grid of the output, None when it has none.
-    offsets:
-        The diagonals that are not all zero, ascending.
-    sums:
-        Rotations of the rotate-and-sum.
     """
 
     layer: Linear
+    entries: Entries
     source: Layout
     target: Layout
     grid: Grid | None
-    offsets: Offsets
-    sums: tuple[int, ...]
+
+    @property
+    def sums(self) -> tuple[int, ...]:
+        """Rotations of the rotate-and-sum, each twice the one before."""
+        found: list[int] = []
+        step = self.target.period
+        while step < self.source.period:
+            found.append(step)
+            step *= 2
+        return tuple(found)
+
+    @property
+    def wrap(self) -> int:
+        """Offsets count modulo this."""
+        return min(self.source.period, self.target.period) if self.sums else self.source.period
+
+    @cached_property
+    def places(self) -> tuple[Offsets, Offsets]:
+        """Diagonal (output ciphertext, input ciphertext, offset as one number) and slot of each entry of the matrix."""
+        rows, columns, _ = self.entries
+        source, target = self.source, self.target
+        read, written = source.slot[columns], target.slot[rows]
+        offset = (read - written) % self.wrap
+        # Fewer rows than input slots: row r is computed wherever s = r modulo the row count, each place a part of it.
+        slot = (read - offset) % source.period if self.sums else written
+        pair = target.ciphertext[rows] * source.ciphertexts + source.ciphertext[columns]
+        return pair * self.wrap + offset, slot
+
+    @cached_property
+    def numbers(self) -> Offsets:
+        """The diagonals that are not all zero, ascending, numbered as in `places`."""
+        return np.unique(self.places[0])
+
+    @property
+    def offsets(self) -> Offsets:
+        """The offset of each diagonal, shape (diagonals,)."""
+        return self.numbers % self.wrap
+
+    @property
+    def pairs(self) -> tuple[Offsets, Offsets]:
+        """Output and input ciphertext of each diagonal."""
+        outputs, inputs = divmod(self.numbers // self.wrap, self.source.ciphertexts)
+        return outputs, inputs
 
     def shifted(self, shift: int) -> MatrixForm:
         """Move the output ``shift`` slots to the right, so that every offset falls by as much."""
-        period = self.target.period
-        target = Layout((self.target.positions + shift) % period, period, self.target.slots)
-        offsets = np.sort((self.offsets - shift) % self.source.period)
+        target, period = self.target, self.target.period
+        moved = replace(target, positions=target.ciphertext * period + (target.slot + shift) % period)
         grid = self.grid and replace(self.grid, shift=self.grid.shift + shift)
-        return MatrixForm(self.layer, self.source, target, grid, offsets, self.sums)
+        return MatrixForm(self.layer, self.entries, self.source, moved, grid)
 
-    def diagonals(self) -> Array:
-        """Return the diagonals, shape (offsets, slots)."""
-        rows, columns, values = self.layer.entries()
+    def diagonals(self) -> ComplexArray:
+        """Return the diagonals, shape (diagonals, slots)."""
+        _, columns, values = self.entries
         period = max(self.source.period, self.target.period)
-        offset, slot = _locate(self.source, self.target, rows, columns)
-        diagonals = np.zeros((len(self.offsets), period))
-        np.add.at(diagonals, (np.searchsorted(self.offsets, offset), slot), values)
+        number, slot = self.places
+        diagonals = np.zeros((len(self.numbers), period), dtype=np.complex128)
+        weights = values.astype(np.complex128)
+        if self.source.mixes:
+            weights *= np.where(self.source.flags[columns], -0.5j / self.source.factor, 0.5)
+        np.add.at(diagonals, (np.searchsorted(self.numbers, number), slot), weights)
         return np.tile(diagonals, (1, self.target.slots // period))
 
-    def bias(self) -> Array:
-        """Return the constant part in the output's slots, shape (slots,)."""
-        return self.target.pack(self.layer.offset())
+    def bias(self) -> ComplexArray:
+        """Return the constant part in the output's slots, shape (ciphertexts, slots)."""
+        constant = self.layer.offset()
+        return self.target.pack(np.stack([constant] * self.target.images))
 
 
-def _locate(
-    source: Layout, target: Layout, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]
-) -> tuple[Offsets, Offsets]:
-    """Return the diagonal and the slot (within the longer period) in which each entry of the matrix stands."""
-    read, written = source.positions[columns], target.positions[rows]
-    if target.period >= source.period:
-        return (read - written) % source.period, written
-    # Fewer rows than input slots: row r is computed wherever s = r modulo the row count, each place a part of it.
-    offset = (read - written) % target.period
-    return offset, (read - offset) % source.period
-
-
-def _form(layer: Linear, source: Layout, target: Layout, grid: Grid | None) -> MatrixForm:
-    rows, columns, _ = layer.entries()
-    offset, _ = _locate(source, target, rows, columns)
-    sums: list[int] = []
-    step = target.period
-    while step < source.period:
-        sums.append(step)
-        step *= 2
-    return MatrixForm(layer, source, target, grid, np.unique(offset), tuple(sums))
-
-
-def forms(layer: Linear, source: Layout, grid: Grid | None) -> list[MatrixForm]:
-    """List the forms that a layer can take on a given input layout; empty when its outputs do not fit the slots."""
-    found: list[MatrixForm] = []
+def forms(layer: Linear, entries: Entries, source: Layout, grid: Grid | None) -> Iterator[MatrixForm]:
+    """Yield the forms that a layer, given with the entries of its matrix, can take on an input layout."""
+    slots, factor, images = source.slots, source.factor if source.images == 2 else 1.0, source.images
     if grid is not None and isinstance(layer, Convolution):
-        spread = replace(grid, gap=grid.gap * layer.stride)
-        if spread.holds(layer.output_shape, source.slots):
-            positions = spread.positions(layer.output_shape, source.slots)
-            found.append(_form(layer, source, Layout(positions, source.slots, source.slots), spread))
-    rows = power_of_two_from(layer.outputs)
+        spread = Grid(grid.height, grid.width, grid.gap * layer.stride)
+        if spread.holds(layer.output_shape, slots):
+            # A period below the slots has fewer diagonals and a rotate-and-sum for each time that it is halved.
+            needed = power_of_two_from(spread.extent(layer.output_shape))
+            for period in {min(needed, slots), slots}:
+                target = spread.layout(layer.output_shape, period, slots)
+                yield MatrixForm(layer, entries, source, replace(target, factor=factor, images=images), spread)
+    rows = min(power_of_two_from(layer.outputs), slots)
     # Rotate-and-sum doubles its step, so it needs periods that are powers of two; all of ours are.
-    if rows <= source.slots:
-        found.append(_form(layer, source, Layout(np.arange(layer.outputs), rows, source.slots), None))
-    return found
+    ciphertexts = -(-layer.outputs // rows)
+    target = Layout(np.arange(layer.outputs), rows, slots, ciphertexts, factor=factor, images=images)
+    yield MatrixForm(layer, entries, source, target, None)

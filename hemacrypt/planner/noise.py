@@ -16,12 +16,14 @@ Compare Costache et al., "On the precision loss in approximate homomorphic encry
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from hemacrypt.network import Array
-from hemacrypt.plan import Layout, LinearStep, Parameters, SquareStep
+from hemacrypt.plan import JOIN_FACTOR, Layout, LinearStep, Parameters, SquareStep, Term
 
 # SEAL's error: centred binomial of 21 + 21 bits, standard deviation 3.24 ("noise_standard_deviation" 3.2 rounded up).
 _ERROR_VARIANCE = 10.5
@@ -64,42 +66,137 @@ class NoiseModel:
         return self.parameters.degree * _ERROR_VARIANCE / 2 * ratios * self._digit_shape + self.rescale
 
 
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """What an affine map does to error variances, whatever its scales will be; before its rescale.
+
+    Attributes
+    ----------
+    carried:
+        Of an input variance of 1 in every slot, shape (outputs, slots).
+    copied:
+        Of the rotated copies, at input scale 1.
+    encoded:
+        Of the rounding of the diagonals, at weight scale 1.
+    turned:
+        Of giant steps and turns, at a product of scales of 1.
+    """
+
+    carried: Array
+    copied: Array
+    encoded: Array
+    turned: Array
+
+    @classmethod
+    def of(cls, model: NoiseModel, step: LinearStep, peak: Array) -> Transfer:
+        """Measure a map; ``peak`` as in `linear_error`."""
+        nothing, inputs = np.zeros_like(peak[0]), (step.inputs, len(peak[0]))
+        switch, encoding = model.key_switch(step.level), _encoding(model, step)
+        units = (
+            _Units(step, np.ones(inputs), nothing, 0.0, nothing),
+            _Units(step, np.zeros(inputs), switch, 0.0, nothing),
+        )
+        rounding = _Units(step, np.zeros(inputs), nothing, encoding, nothing)
+        return cls(
+            units[0].total(peak), units[1].total(peak), rounding.total(peak),
+            _Units(step, np.zeros(inputs), nothing, 0.0, switch).total(peak),
+        )  # fmt: skip
+
+    def variance(self, step: LinearStep, typical: float) -> Array:
+        """Return the error variance after the map for an input variance of about ``typical`` in every slot."""
+        product_scale = step.input_scale * step.weight_scale
+        return (
+            typical * self.carried
+            + self.copied / step.input_scale**2
+            + self.encoded / step.weight_scale**2
+            + self.turned / product_scale**2
+        )
+
+
+def _encoding(model: NoiseModel, step: LinearStep) -> float:
+    # Complex diagonals are not symmetric: their rounding has half its variance in the real part, half in the other.
+    return model.encoding / (2 if step.diagonals.imag.any() else 1)
+
+
 def linear_error(model: NoiseModel, step: LinearStep, variance: Array, peak: Array) -> Array:
-    """Return the error variance after an affine map, before its rescale, shape (slots,).
+    """Return the error variance after an affine map, before its rescale, shape (outputs, slots).
 
     Parameters
     ----------
     model, step:
         Parameters and the map.
     variance:
-        Error variance of the input, shape (slots,).
+        Error variance of the input, shape (inputs, slots).
     peak:
-        Largest absolute value of the input, shape (slots,).
+        Largest absolute value of the input, shape (inputs, slots).
     """
     switch = model.key_switch(step.level)
-    encoding = model.encoding / step.weight_scale**2
-    variances, peaks = [variance], [peak**2]
-    for baby in step.babies[1:]:
-        variances.append(np.roll(variances[baby.parent], -baby.step) + switch / step.input_scale**2)
-        peaks.append(np.roll(peaks[baby.parent], -baby.step))
+    encoding = _encoding(model, step) / step.weight_scale**2
     product_scale = step.input_scale * step.weight_scale
-    total = np.zeros_like(variance)
-    for number, giant in reversed(list(enumerate(step.giants))):
-        if number < len(step.giants) - 1:
-            total = np.roll(total, -step.giant_step) + switch / product_scale**2
-        for term in giant:
-            weights = step.diagonals[term.diagonal] ** 2
-            total = total + weights * variances[term.baby] + encoding * (peaks[term.baby] + variances[term.baby])
-    for rotation in step.sums:
-        total = total + np.roll(total, -rotation) + switch / product_scale**2
-    return total
+    units = _Units(step, variance, switch / step.input_scale**2, encoding, switch / product_scale**2)
+    return units.total(peak)
+
+
+@dataclass(frozen=True, eq=False)
+class _Units:
+    """Variances that meet in one affine map: of its input, its copies, its encoded diagonals, its turns."""
+
+    step: LinearStep
+    variance: Array
+    copying: Array
+    encoding: float
+    turning: Array
+
+    def total(self, peak: Array) -> Array:
+        """Return the variance of the outputs, shape (outputs, slots)."""
+        step = self.step
+        variances, squares = list(self.variance), list(peak**2)
+        for copy in step.copies[step.inputs :]:
+            variances.append(np.roll(variances[copy.parent], -copy.step) + self.copying)
+            squares.append(np.roll(squares[copy.parent], -copy.step))
+        sums = [self._inner_sums(giants, variances, squares) for giants in step.giants]
+        return np.stack([self._turned(total) for total in sums])
+
+    def _inner_sums(
+        self, giants: Sequence[Sequence[Term]], variances: Sequence[Array], squares: Sequence[Array]
+    ) -> Array:
+        total = np.zeros_like(variances[0])
+        for number, giant in reversed(list(enumerate(giants))):
+            if number < len(giants) - 1:
+                total = np.roll(total, -self.step.giant_step) + self.turning
+            for term in giant:
+                diagonal, variance = self.step.diagonals[term.diagonal], variances[term.copy]
+                total += (diagonal.real**2 + diagonal.imag**2) * variance
+                if self.encoding:
+                    total += self.encoding * (squares[term.copy] + variance)
+        return total
+
+    def _turned(self, total: Array) -> Array:
+        for group in self.step.turns:
+            steps = [0, *(turn.step for turn in group)]
+            # What is added to its own conjugate doubles its real part, the error with it.
+            doubled = [steps.count(turned) ** 2 * np.roll(total, -turned) for turned in sorted(set(steps))]
+            total = len(group) * self.turning + np.sum(doubled, axis=0)
+        return total
 
 
 def square_error(model: NoiseModel, step: SquareStep, variance: Array, peak: Array) -> Array:
-    """Return the error variance after square, relinearisation and rescale, shape (slots,); see `linear_error`."""
+    """Return the error variance after square, relinearisation and rescale, shape (outputs, slots); see `linear_error`.
+
+    Where real and imaginary part are joined, either may take the error of both: fresh errors are complex.
+    """
+    switch = model.key_switch(step.level)
+    if step.kind == "parted":
+        variance = variance + switch / (2 * step.input_scale) ** 2
     squared = 4 * peak**2 * variance + 3 * variance**2
-    relinearised = squared + model.key_switch(step.level) / step.input_scale**4
-    return relinearised + model.rescale / step.output_scale**2
+    if step.kind == "parted":
+        squared = (1 + JOIN_FACTOR**2) * squared
+    elif step.kind == "joined":
+        real, other = squared[::2], squared[1::2]
+        squared = real.copy()
+        squared[: len(other)] += JOIN_FACTOR**2 * other
+    product_scale = SquareStep.gain(step.kind) * step.input_scale**2
+    return squared + switch / product_scale**2 + model.rescale / step.output_scale**2
 
 
 def rescale_error(model: NoiseModel, step: LinearStep) -> float:
@@ -113,6 +210,7 @@ def logit_deviation(before_rescale: Array, rescaling: float, layout: Layout) -> 
     Copies share the errors from before the rotate-and-sums (they are sums of the same terms), so only the rounding of
     the last rescale averages out.
     """
-    shared = before_rescale.reshape(layout.copies, layout.period).max(axis=0)[layout.positions]
+    apart = before_rescale.reshape(layout.ciphertexts, layout.copies, layout.period)
+    shared = apart.max(axis=1).reshape(-1)[layout.positions]
     deviation: Array = np.sqrt(shared + rescaling / layout.copies)
     return deviation

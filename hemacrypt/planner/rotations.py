@@ -1,25 +1,28 @@
-"""Splitting a set of diagonals into baby steps and giant steps with few rotations and few Galois keys.
+"""Splitting a set of diagonals into baby steps and giant steps: the cheapest ways for the keys they need.
 
-Without hoisting — SEAL has none — a rotation costs the same whether it starts from the input or from another rotated
-copy. So baby steps are reached through powers of two, giant steps by Horner's rule, and every network whatsoever needs
-at most log2(slots) Galois keys.
+Offsets are written as giant + parent + child. Copies of the input are rotated by parent + child: the children of one
+parent share its decomposition, and so one set of keys serves the children of all parents. Parents and giants lie at
+equal distances where possible, each reached from the one before, so that a single key serves all of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hemacrypt.plan import Baby, Term
+from hemacrypt.plan import Copy, Term, Turn
+from hemacrypt.planner.costs import Costs
 from hemacrypt.planner.diagonals import MatrixForm, Offsets
 
-_SHIFTS_TRIED = 8
+_SHIFTS_TRIED = 6
+_QUIET_DIAGONALS = 16
 
 
 @dataclass(frozen=True)
 class Split:
-    """Diagonal d = giant * stride + baby, after the output was moved by ``shift`` slots to the right.
+    """Diagonal d = giant * stride + copy, after the output was moved by ``shift`` slots to the right.
 
     Attributes
     ----------
@@ -27,98 +30,167 @@ class Split:
         How far the output layout moves, so that no rotation goes backwards.
     wrap, stride:
         The giant step of offset d is ``d mod wrap // stride``; both powers of two.
-    babies:
-        Offsets of the rotated copies in ascending order, intermediate ones included, 0 first.
     giants:
-        Number of inner sums.
+        Number of inner sums of an output.
+    offsets:
+        Offsets of the rotated copies, the input itself (0) first, parents before children.
+    parents:
+        For each offset the number of the copy that it is rotated from; 0 for the input itself.
     """
 
     shift: int
     wrap: int
     stride: int
-    babies: tuple[int, ...]
     giants: int
+    offsets: tuple[int, ...]
+    parents: tuple[int, ...]
 
     @property
-    def rotations(self) -> int:
-        """Rotations of baby and giant steps together."""
-        return len(self.babies) - 1 + self.giants - 1
+    def steps(self) -> tuple[int, ...]:
+        """The rotation that makes each copy from its parent; the first one is none."""
+        return tuple(offset - self.offsets[parent] for offset, parent in zip(self.offsets, self.parents, strict=True))
+
+    @property
+    def keys(self) -> set[int]:
+        """Rotations that need a key."""
+        return {*self.steps[1:], *([self.stride] if self.giants > 1 else [])}
+
+    @property
+    def opened(self) -> int:
+        """How many copies have children and so are decomposed."""
+        return len(set(self.parents[1:]))
+
+    def milliseconds(self, form: MatrixForm, costs: Costs, level: int) -> float:
+        """Return what the copies, products and giant steps of a form cost."""
+        inputs, outputs = form.source.ciphertexts, form.target.ciphertexts
+        rotated = inputs * (len(self.offsets) - 1)
+        folds = inputs * max(self.opened - 1, 0)
+        return (
+            inputs * self.opened * costs.decompose(level)
+            + folds * costs.fold(level)
+            + rotated * costs.rotate(level)
+            + len(form.numbers) * costs.product(level)
+            + outputs * (self.giants - 1) * costs.turn(level, 1)
+        )
 
 
-def best_split(form: MatrixForm) -> Split:
-    """Search strides, wrap-arounds and shifts for the split with the fewest rotations.
+def splits(form: MatrixForm, costs: Costs, level: int, *, quiet: bool = False) -> list[tuple[float, Split]]:
+    """Return the ways to split that no other beats in both milliseconds and keys, fastest first.
 
-    A giant step may count modulo ``wrap``: the offsets of a convolution are small in y and x but repeat for every block
-    of channels, so rows become giant steps (modulo a block) while columns and blocks become baby steps.
+    Parameters
+    ----------
+    form, costs, level:
+        What is split, and where.
+    quiet:
+        The input has the smallest scale of all, where a rotation's noise weighs most: with few diagonals rotate no
+        input, only sums, whose scale is high.
     """
-    period = form.source.period
-    shifts = [0]
-    if not form.sums and form.target.period == period:
-        # The output may lie anywhere: start counting offsets behind one of the largest gaps between them.
-        gaps = np.diff(form.offsets, prepend=form.offsets[-1] - period)
-        shifts = form.offsets[np.argsort(-gaps, kind="stable")[:_SHIFTS_TRIED]].tolist()
+    quiet = quiet and len(np.unique(form.offsets)) <= _QUIET_DIAGONALS
+    found: dict[int, tuple[float, Split]] = {}
+    for split in _candidates(form):
+        if quiet and len(split.offsets) > 1:
+            continue
+        cost, keys = split.milliseconds(form, costs, level), len(split.keys)
+        if keys not in found or cost < found[keys][0]:
+            found[keys] = (cost, split)
+    best: list[tuple[float, Split]] = []
+    for keys in sorted(found):
+        if not best or found[keys][0] < best[-1][0]:
+            best.append(found[keys])
+    return best[::-1]
+
+
+def _candidates(form: MatrixForm) -> Iterator[Split]:
+    period = form.wrap
+    plain = np.unique(form.offsets)
+    # The output may lie anywhere: start counting offsets behind one of the largest gaps between them.
+    gaps = np.diff(plain, prepend=plain[-1] - period)
+    shifts = [0] if len(plain) == period else plain[np.argsort(-gaps, kind="stable")[:_SHIFTS_TRIED]].tolist()
     powers = [1 << k for k in range(period.bit_length())]
-    best: Split | None = None
-    best_count = (1 << 62, 1 << 62)
+    seen: set[tuple[int, ...]] = set()
     for shift in shifts:
-        offsets = (form.offsets - shift) % period
+        offsets = (plain - shift) % period
         for wrap in powers[1:] or powers:
             for stride in powers:
                 if stride > wrap:
                     break
                 giant = offsets % wrap // stride
-                baby = np.unique(offsets - giant * stride)
+                copies = np.unique(offsets - giant * stride)
                 giants = int(giant.max()) + 1
-                rough = int(np.count_nonzero(baby)) + giants - 1
-                if rough > best_count[0]:
+                if giants > 64 and giants * 4 > len(offsets):
                     continue
-                split = Split(shift, wrap, stride, with_intermediates(baby), giants)
-                count = (split.rotations, sum(step.bit_count() for step in split.babies))
-                if count < best_count:
-                    best, best_count = split, count
-    assert best is not None  # noqa: S101 - at least shift 0, stride 1 is always tried
-    return best
+                key = (shift, giants, stride if giants > 1 else 0, *copies.tolist())
+                if key in seen:
+                    continue
+                seen.add(key)
+                for tree in _trees(copies, powers):
+                    yield Split(shift, wrap, stride, giants, *tree)
 
 
-def with_intermediates(babies: Offsets) -> tuple[int, ...]:
-    """Add the offsets that must be passed on the way when every rotation is by a power of two."""
-    needed = {0}
-    for offset in sorted(babies.tolist()):
-        while offset not in needed:
-            needed.add(offset)
-            offset = _parent(offset, needed | set(babies.tolist()))
-    return tuple(sorted(needed))
+def _trees(copies: Offsets, powers: list[int]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Yield ways to reach all copies from offset 0: by one rotation each, or by parents at equal distances."""
+    flat = (0, *copies[copies > 0].tolist())
+    yield flat, (0,) * len(flat)
+    for distance in powers[1:]:
+        highest = int(copies[-1]) // distance
+        if highest == 0:
+            break
+        parents = np.unique(copies // distance)
+        if highest + 1 > 2 * len(parents) or highest > 64:
+            continue
+        offsets = [distance * number for number in range(highest + 1)]
+        before = [0, *range(highest)]
+        for offset in copies[copies % distance > 0].tolist():
+            before.append(offset // distance)
+            offsets.append(offset)
+        yield tuple(offsets), tuple(before)
 
 
-def _parent(offset: int, available: set[int]) -> int:
-    """Return the offset minus one of its powers of two, an available one if there is one, else without the highest."""
-    powers = [1 << k for k in range(offset.bit_length()) if offset >> k & 1]
-    for power in reversed(powers):
-        if offset - power in available:
-            return offset - power
-    return offset - powers[-1]
+def turn_groups(sums: Sequence[int], conjugate: bool, doublings: int) -> tuple[tuple[Turn, ...], ...]:
+    """Put rotate-and-sums and a conjugation into groups: each adds all products of up to ``doublings`` of them at once.
+
+    A group of two adds three turns after one decomposition, where one after the other would take two.
+    """
+    single = [Turn(step) for step in sums] + [Turn(0, True)] * conjugate
+    groups: list[tuple[Turn, ...]] = []
+    for start in range(0, len(single), doublings):
+        reached = [Turn(0)]
+        for turn in single[start : start + doublings]:
+            reached += [Turn(turn.step + other.step, turn.conjugate != other.conjugate) for other in reached]
+        groups.append(tuple(reached[1:]))
+    return tuple(groups)
 
 
-def baby_tree(split: Split) -> tuple[Baby, ...]:
-    """Arrange the baby steps as a tree whose edges are rotations by powers of two; parents come first."""
-    index = {offset: number for number, offset in enumerate(split.babies)}
-    tree = [Baby(0, 0)]
-    for offset in split.babies[1:]:
-        parent = _parent(offset, set(index))
-        tree.append(Baby(index[parent], offset - parent))
-    return tuple(tree)
-
-
-def arrange(form: MatrixForm, split: Split) -> tuple[tuple[tuple[Term, ...], ...], list[int]]:
-    """Sort the diagonals of a (shifted) form under their giant steps.
+def arrange(
+    form: MatrixForm, split: Split
+) -> tuple[tuple[Copy, ...], tuple[tuple[tuple[Term, ...], ...], ...], list[int]]:
+    """Lay out copies and terms of a (shifted) form.
 
     Returns
     -------
-    terms of each giant step, and for each diagonal how far Horner's rule rotates it, so that it can be pre-rotated back
+    copies of all inputs, terms of each giant step of each output, and for each diagonal how far Horner's rule rotates
+    it, so that it can be pre-rotated back
     """
-    index = {offset: number for number, offset in enumerate(split.babies)}
-    terms: list[list[Term]] = [[] for _ in range(split.giants)]
+    inputs, outputs = form.source.ciphertexts, form.target.ciphertexts
+    copies = [Copy(number, 0) for number in range(inputs)]
+    # Where each copy comes from: its input and its number in the split. Children of one parent stand side by side.
+    origins = [(number, 0) for number in range(inputs)]
+    children: dict[int, list[int]] = {}
+    for number, parent in enumerate(split.parents[1:], start=1):
+        children.setdefault(parent, []).append(number)
+    for index, (source, number) in enumerate(origins):
+        for child in children.get(number, []):
+            copies.append(Copy(index, split.steps[child]))
+            origins.append((source, child))
+    place = {(source, split.offsets[number]): index for index, (source, number) in enumerate(origins)}
+    terms: list[list[list[Term]]] = [[[] for _ in range(split.giants)] for _ in range(outputs)]
     giants = form.offsets % split.wrap // split.stride
-    for number, (offset, giant) in enumerate(zip(form.offsets.tolist(), giants.tolist(), strict=True)):
-        terms[giant].append(Term(index[offset - giant * split.stride], number))
-    return tuple(tuple(row) for row in terms), (giants * split.stride).tolist()
+    for number, (output, source, offset, giant) in enumerate(
+        zip(*form.pairs, form.offsets.tolist(), giants.tolist(), strict=True)
+    ):
+        terms[output][giant].append(Term(place[int(source), offset - giant * split.stride], number))
+    return (
+        tuple(copies),
+        tuple(tuple(tuple(row) for row in output) for output in terms),
+        (giants * split.stride).tolist(),
+    )

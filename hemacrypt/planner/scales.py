@@ -38,7 +38,9 @@ def output_scale(parameters: Parameters, logit_peak: float) -> float:
     return 2.0 ** min(math.floor(room), 28)
 
 
-def chain_scales(parameters: Parameters, choices: Sequence[float]) -> Iterator[tuple[float, float, float]]:
+def chain_scales(
+    parameters: Parameters, choices: Sequence[float], gain: float = 1.0
+) -> Iterator[tuple[float, float, float]]:
     """Yield (input, weight, output) scale of each step for a choice of scales.
 
     Parameters
@@ -46,31 +48,33 @@ def chain_scales(parameters: Parameters, choices: Sequence[float]) -> Iterator[t
     parameters:
         The modulus chain.
     choices:
-        Scale of the fresh ciphertext, then the scale after each affine map; the weight scale of a square is 1.
+        Scale of the fresh ciphertext, then the scale after each affine map; the weight scale of a square is its gain.
+    gain:
+        What squares are too large by; see `SquareStep.gain`.
     """
     scale, level = choices[0], parameters.top_level
     for index, target in enumerate(choices[1:]):
         if index:
-            squared = scale * scale / parameters.data_primes[level]
-            yield scale, 1.0, squared
+            squared = gain * scale * scale / parameters.data_primes[level]
+            yield scale, gain, squared
             scale, level = squared, level - 1
         yield scale, target * parameters.data_primes[level] / scale, target
         scale, level = target, level - 1
 
 
-def fits(parameters: Parameters, choices: Sequence[float], peaks: Sequence[float]) -> bool:
+def fits(parameters: Parameters, choices: Sequence[float], peaks: Sequence[float], gain: float = 1.0) -> bool:
     """Tell whether every intermediate value fits its modulus with headroom, and no scale is absurd.
 
     Parameters
     ----------
-    parameters, choices:
+    parameters, choices, gain:
         As in `chain_scales`.
     peaks:
         Largest absolute value of the input and after each step, shape (steps + 1,).
     """
-    for index, (source, weight, target) in enumerate(chain_scales(parameters, choices)):
+    for index, (source, weight, target) in enumerate(chain_scales(parameters, choices, gain)):
         level = parameters.top_level - index
-        inner = source * (weight if index % 2 == 0 else source)
+        inner = source * weight * (source if index % 2 else 1.0)
         # A product has the values of its output, but at the scale and modulus from before the rescale.
         largest = max(peaks[index + 1], _SMALLEST_PEAK) * inner * 2.0 ** (HEADROOM_BITS + 1)
         if math.log2(largest) >= parameters.bits_at(level) + 1e-9:
@@ -82,7 +86,12 @@ def fits(parameters: Parameters, choices: Sequence[float], peaks: Sequence[float
 
 
 def search(
-    parameters: Parameters, last: float, affine: int, peaks: Sequence[float], error: Callable[[Sequence[float]], float]
+    parameters: Parameters,
+    last: float,
+    affine: int,
+    peaks: Sequence[float],
+    error: Callable[[Sequence[float]], float],
+    gain: float = 1.0,
 ) -> list[float]:
     """Find the scales with the smallest predicted error, by coordinate descent over powers of two.
 
@@ -98,6 +107,8 @@ def search(
         As in `fits`.
     error:
         Predicted error of a choice.
+    gain:
+        As in `chain_scales`.
 
     Raises
     ------
@@ -105,7 +116,7 @@ def search(
         If no choice fits the modulus chain.
     """
     starts = ([2.0**bits] * affine + [last] for bits in (30, 29, 28, 27, 26, 25, 24, 22, 20))
-    best = next((start for start in starts if fits(parameters, start, peaks)), None)
+    best = next((start for start in starts if fits(parameters, start, peaks, gain)), None)
     if best is None:
         raise PlanError(
             f"values up to {max(peaks):.3g} between the layers leave no room for a scale in "
@@ -118,7 +129,7 @@ def search(
         for index in range(affine):
             for factor in (step, 1 / step):
                 trial = [*best[:index], best[index] * factor, *best[index + 1 :]]
-                if fits(parameters, trial, peaks) and (found := error(trial)) < lowest * 0.999:
+                if fits(parameters, trial, peaks, gain) and (found := error(trial)) < lowest * 0.999:
                     best, lowest, improved = trial, found, True
         if not improved:
             step = math.sqrt(step) if step > 2.0 else 1.0

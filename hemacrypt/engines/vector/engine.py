@@ -1,8 +1,19 @@
-"""Evaluating a plan with the kernels."""
+"""Evaluating a plan with the kernels.
+
+Sums stay in the extended modulus QP from the copies of the input to the end of an affine map ("double hoisting",
+Bossuat, Mouchet, Troncoso-Pastoriza, Hubaux, "Efficient bootstrapping for approximate homomorphic encryption with
+non-sparse keys", 2021, §5): a rotation divides one polynomial by the special prime instead of two, a rotated copy none,
+and a single division by P * q ends the map.
+
+All threads of a team walk through the same steps; kernels give each its share, and barriers stand where a share reads
+what another wrote.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,12 +23,13 @@ import numpy.typing as npt
 from hemacrypt import sealformat
 from hemacrypt.engines.base import Engine
 from hemacrypt.engines.vector import kernels
-from hemacrypt.engines.vector.evaluator import Evaluator, RotationKey
+from hemacrypt.engines.vector.evaluator import expand, switching_key
 from hemacrypt.engines.vector.ntt import Words
 from hemacrypt.engines.vector.ring import Ring
+from hemacrypt.engines.vector.team import Team
 from hemacrypt.errors import PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys
-from hemacrypt.plan import LinearStep, Plan
+from hemacrypt.plan import JOIN_FACTOR, LinearStep, Plan, SquareStep, Step, Turn
 
 # The SEAL whose headers replies carry: the one inside TenSEAL 0.3.16 and later.
 _SEAL_MINOR = 3
@@ -26,11 +38,39 @@ Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class VectorKeys:
-    """A client's keys in the engine's form."""
+class _Switches:
+    """Keys of one level.
 
-    relinearisation: Words
-    rotations: dict[int, RotationKey]
+    Attributes
+    ----------
+    keys:
+        In Montgomery form, Galois keys moved against their rotations, components interleaved; shape
+        (keys, k + 1, N / 64, k, 2, 64).
+    orders:
+        Automorphism of each key, shape (keys, N).
+    index:
+        Number of the key for each Galois element; that of 1 is the relinearisation key.
+    """
+
+    keys: Words
+    orders: npt.NDArray[np.int32]
+    index: dict[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class VectorKeys:
+    """A client's keys in the engine's form, by level."""
+
+    levels: dict[int, _Switches]
+
+
+@dataclass(frozen=True, eq=False)
+class _Opening:
+    """Copies that share the decomposition of their parent; they stand side by side."""
+
+    parent: int
+    first: int
+    elements: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,105 +80,381 @@ class _Encoded:
     Attributes
     ----------
     diagonals:
-        Montgomery form, shape (diagonals, k, N).
-    bias:
-        Shape (k - 1, N).
-    terms:
-        For each giant step the numbers of rotated copies and diagonals to multiply; those that round to zero left out.
+        Montgomery form over QP, interleaved in order of use, shape (k + 1, N / 64, diagonals, 64).
+    biases:
+        Shape (outputs, k - 1, N).
+    starts, which, numbers:
+        Terms of the inner sums of all outputs, as `kernels.multiply_sums` takes them.
+    openings:
+        How the copies are made.
+    giant:
+        Galois element between two inner sums.
+    turns:
+        Galois elements of each group of turns.
     """
 
     diagonals: Words
-    bias: Words
-    terms: list[tuple[Numbers, Numbers]]
+    biases: Words
+    starts: Numbers
+    which: Numbers
+    numbers: Numbers
+    openings: tuple[_Opening, ...]
+    giant: int
+    turns: tuple[tuple[int, ...], ...]
 
 
 class VectorEngine(Engine[VectorKeys]):
-    """Evaluates with RNS kernels in 32-bit lanes; the GIL is free while a kernel runs."""
+    """Evaluates with RNS kernels in 32-bit lanes; the GIL is free while a kernel runs.
+
+    Parameters
+    ----------
+    plan:
+        The plan, weights included.
+    threads:
+        How many threads share one request.
+    """
 
     name: ClassVar[str] = "vector"
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, threads: int = 1) -> None:
         super().__init__(plan)
-        self._ring = Ring(plan.parameters)
-        self._evaluator = Evaluator(self._ring)
+        # At each level the chain ends with the primes that are left there: keys are made for no others.
+        self._rings = {step.level: Ring(plan.parameters.truncated(step.level)) for step in plan.steps}
+        self._threads = threads
         self._encoded = {
             number: self._encode_layer(step) for number, step in enumerate(plan.steps) if isinstance(step, LinearStep)
         }
+        root = np.full(plan.parameters.slots, 1j * JOIN_FACTOR)
+        self._roots = {
+            step.level: self._encode(-root if step.kind == "parted" else root, 1.0, step.level)
+            for step in plan.steps
+            if isinstance(step, SquareStep) and step.kind != "plain"
+        }
+        self._lock = threading.Lock()
+        self._idle: list[_Run] = []
 
     def load_keys(self, keys: EvaluationKeys) -> VectorKeys:
         """Check a client's evaluation keys, expand their seeds, bring them into the engine's form."""
-        public, parameters = self.plan.public, self.plan.parameters
-        keys.check_absent(public)
-        relinearisation = np.empty(0, dtype=np.uint32)
-        rotations: dict[int, RotationKey] = {}
-        if public.needs_relinearisation:
-            components = sealformat.read_relinearisation_key(keys.relinearisation, parameters)
-            relinearisation = self._evaluator.switching_key(components)
-        if public.rotation_steps:
-            found = sealformat.read_galois_keys(keys.galois, parameters, public.rotation_steps)
-            for step, components in found.items():
-                rotations[step] = self._evaluator.rotation_key(components, parameters.galois_element(step))
-        return VectorKeys(relinearisation, rotations)
+        levels: dict[int, _Switches] = {}
+        for group, serialised in keys.grouped(self.plan.public):
+            parameters = self.plan.parameters.truncated(group.level)
+            ring = self._rings.get(group.level) or Ring(parameters)
+            found: dict[int, list[sealformat.Residues]] = {}
+            if group.relinearise:
+                found[1] = sealformat.read_relinearisation_key(serialised.relinearisation, parameters)
+            if group.elements:
+                found |= sealformat.read_galois_keys(serialised.galois, parameters, group.elements)
+            levels[group.level] = _switches(ring, found)
+        return VectorKeys(levels)
 
-    def evaluate(self, ciphertext: bytes, keys: VectorKeys) -> bytes:
-        """Evaluate the network on one ciphertext; see `Engine.evaluate`."""
-        parameters, public, evaluator = self.plan.parameters, self.plan.public, self._evaluator
-        residues = sealformat.read_ciphertext(ciphertext, parameters, parameters.top_level, public.input_scale)
-        value = evaluator.expand(residues)
-        for number, step in enumerate(self.plan.steps):
-            if isinstance(step, LinearStep):
-                value = self._linear(step, self._encoded[number], value, keys)
-            else:
-                squared = evaluator.square(value)
-                value = evaluator.rescale(evaluator.relinearise(squared, keys.relinearisation))
-        return sealformat.ciphertext_stream(value, parameters, public.output_scale, _SEAL_MINOR)
+    def evaluate(self, ciphertexts: Sequence[bytes], keys: VectorKeys) -> list[bytes]:
+        """Evaluate the network on one request; see `Engine.evaluate`."""
+        self.check_count(ciphertexts)
+        parameters, public = self.plan.parameters, self.plan.public
+        values = np.stack(
+            [
+                expand(
+                    self._rings[parameters.top_level],
+                    sealformat.read_ciphertext(content, parameters, parameters.top_level, public.input_scale),
+                )
+                for content in ciphertexts
+            ]
+        )
+        with self._running() as run:
+            results = run.evaluate(values, keys)
+            return [
+                sealformat.ciphertext_stream(result, parameters, public.output_scale, _SEAL_MINOR)
+                for result in results
+            ]
+
+    @contextmanager
+    def _running(self) -> Iterator[_Run]:
+        """Lend out working memory and a team of threads; requests at the same time have their own."""
+        with self._lock:
+            run = self._idle.pop() if self._idle else None
+        if run is None:
+            run = _Run(self._rings, self.plan, self._encoded, self._roots, self._threads)
+        try:
+            yield run
+        finally:
+            with self._lock:
+                self._idle.append(run)
+
+    def _encode(self, slots: npt.NDArray[np.complex128], scale: float, level: int, *, extended: bool = False) -> Words:
+        ring = self._rings[level]
+        encoded = ring.encode(slots, scale, level + 1, extended=extended)
+        return ring.montgomery_form(encoded, ring.rows(level + 1, extended=extended))
 
     def _encode_layer(self, step: LinearStep) -> _Encoded:
-        primes, ring = step.level + 1, self._ring
-        encoded = np.stack([ring.encode(diagonal, step.weight_scale, primes) for diagonal in step.diagonals])
-        kept = [bool(diagonal.any()) for diagonal in encoded]
-        if not any(kept):
+        ring, parameters = self._rings[step.level], self.plan.parameters
+        rows, tiles = step.level + 2, parameters.degree // kernels.TILE
+        diagonals = np.empty((rows, tiles, len(step.diagonals), kernels.TILE), dtype=np.uint32)
+        starts, which = [0], []
+        # Diagonals lie in the order in which the sums take them.
+        for giants in step.giants:
+            for terms in giants:
+                for term in terms:
+                    diagonal = step.diagonals[term.diagonal]
+                    encoded = self._encode(diagonal, step.weight_scale, step.level, extended=True)
+                    diagonals[:, :, len(which)] = encoded.reshape(rows, tiles, kernels.TILE)
+                    which.append(term.copy)
+                starts.append(len(which))
+        if not diagonals.any():
             raise PlanError(f"{step.name}: all weights are so small that they round to zero; scale the layer up")
-        terms: list[tuple[Numbers, Numbers]] = []
-        for giant in step.giants:
-            pairs = [(term.baby, term.diagonal) for term in giant if kept[term.diagonal]]
-            numbers = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-            terms.append((numbers[:, 0].copy(), numbers[:, 1].copy()))
-        diagonals = ring.montgomery_form(encoded, np.arange(primes))
-        return _Encoded(diagonals, ring.encode(step.bias, step.output_scale, primes - 1), terms)
+        return _Encoded(
+            diagonals=diagonals,
+            biases=np.stack([ring.encode(bias, step.output_scale, step.level) for bias in step.bias]),
+            starts=np.array(starts, dtype=np.int64),
+            which=np.array(which, dtype=np.int64),
+            numbers=np.arange(len(which)),
+            openings=tuple(self._openings(step)),
+            giant=parameters.galois_element(step.giant_step),
+            turns=tuple(tuple(parameters.galois_element(*turn) for turn in group) for group in step.turns),
+        )
 
-    def _linear(self, step: LinearStep, encoded: _Encoded, value: Words, keys: VectorKeys) -> Words:
-        evaluator, primes = self._evaluator, self._ring.primes
-        babies = self._babies(step, value, keys)
-        total: Words | None = None
-        for number in reversed(range(len(step.giants))):
-            if total is not None:
-                total = self._rotated(total, keys.rotations[step.giant_step])
-            which, numbers = encoded.terms[number]
-            if len(which):
-                product = np.empty_like(value)
-                kernels.multiply_sum(babies, which, encoded.diagonals, numbers, product, self._ring.tables)
-                total = product if total is None else evaluator.add(total, product)
-        assert total is not None  # noqa: S101 - some diagonal is not zero, or the layer was refused
-        for rotation in step.sums:
-            total = evaluator.add(total, self._rotated(total, keys.rotations[rotation]))
-        result = evaluator.rescale(total)
-        kernels.add_plain(result, encoded.bias, primes)
-        return result
+    def _openings(self, step: LinearStep) -> Iterator[_Opening]:
+        """Put copies with one parent together."""
+        first = step.inputs
+        while first < len(step.copies):
+            parent, last = step.copies[first].parent, first
+            while last < len(step.copies) and step.copies[last].parent == parent:
+                last += 1
+            steps = [copy.step for copy in step.copies[first:last]]
+            yield _Opening(parent, first, tuple(self.plan.parameters.galois_element(turn) for turn in steps))
+            first = last
 
-    def _babies(self, step: LinearStep, value: Words, keys: VectorKeys) -> Words:
-        """Return all rotated copies of the input, shape (babies, 2, k, N); siblings share a decomposition."""
-        copies = np.empty((len(step.babies), *value.shape), dtype=np.uint32)
-        copies[0] = value
-        children: dict[int, list[int]] = defaultdict(list)
-        for number, baby in enumerate(step.babies[1:], start=1):
-            children[baby.parent].append(number)
-        for parent in sorted(children):
-            digits = self._evaluator.decompose(copies[parent, 1])
-            for number in children[parent]:
-                key = keys.rotations[step.babies[number].step]
-                copies[number] = self._evaluator.rotate_hoisted(copies[parent], digits, key)
-        return copies
 
-    def _rotated(self, value: Words, key: RotationKey) -> Words:
-        return self._evaluator.rotate_hoisted(value, self._evaluator.decompose(value[1]), key)
+def _switches(ring: Ring, found: dict[int, list[sealformat.Residues]]) -> _Switches:
+    """Expand keys, given by their Galois elements, and lay them out in the order in which they are read."""
+    orders = np.stack([ring.automorphism(element) for element in found])
+    index = {element: number for number, element in enumerate(found)}
+    keys: list[Words] = []
+    for order, element in zip(orders, list(found), strict=True):
+        key = switching_key(ring, found.pop(element))
+        moved = np.empty_like(key)
+        moved[..., order] = key
+        laid = kernels.interleaved(moved.reshape(-1, *moved.shape[2:]))
+        keys.append(laid.reshape(*laid.shape[:2], *moved.shape[:2], kernels.TILE))
+    return _Switches(np.stack(keys), orders, index)
+
+
+class _Memory:
+    """Arrays that are written anew in every request, allocated once: fresh pages would cost more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Words] = {}
+
+    def reserve(self, name: str, *shape: int) -> None:
+        """Make sure that an array of this shape can be had."""
+        count = int(np.prod(shape))
+        if name not in self._kept or self._kept[name].size < count:
+            self._kept[name] = np.zeros(count, dtype=np.uint32)
+
+    def array(self, name: str, *shape: int) -> Words:
+        """Return the array of a name in a shape that was reserved."""
+        return self._kept[name][: int(np.prod(shape))].reshape(shape)
+
+
+class _Run:
+    """One request at a time: working memory and the threads that share it."""
+
+    def __init__(
+        self, rings: dict[int, Ring], plan: Plan, encoded: dict[int, _Encoded], roots: dict[int, Words], threads: int
+    ) -> None:
+        self._rings, self._plan, self._encoded, self._roots = rings, plan, encoded, roots
+        self._team = Team(threads)
+        self._memory = _Memory()
+        self._degree = plan.parameters.degree
+        for step in plan.steps:
+            self._reserve(step)
+
+    def _reserve(self, step: Step) -> None:
+        memory, primes, degree = self._memory, step.level + 1, self._degree
+        memory.reserve("digits", primes, primes + 1, degree)
+        memory.reserve("coefficients", primes, degree)
+        memory.reserve("second", primes, degree)
+        memory.reserve("scratch", primes + 1, degree)
+        for side in ("even", "odd"):
+            memory.reserve(side, 2, primes + 1, degree)
+            memory.reserve(f"values {side}", step.inputs, 2, primes, degree)
+            memory.reserve(f"values {side}", step.outputs, 2, primes - 1, degree)
+        if isinstance(step, LinearStep):
+            memory.reserve("copies", len(step.copies), 2, primes + 1, degree)
+            memory.reserve("sums", sum(map(len, step.giants)), 2, primes + 1, degree)
+        else:
+            memory.reserve("product", 3, primes, degree)
+            memory.reserve("parts", 2, 2, primes, degree)
+            memory.reserve("conjugated", 2, primes, degree)
+            memory.reserve("nothing", 2, primes + 1, degree)
+
+    def evaluate(self, values: Words, keys: VectorKeys) -> list[Words]:
+        """Evaluate all steps; values and results of shape (ciphertexts, 2, primes, N)."""
+        results: list[Words] = []
+
+        def walk(part: int) -> None:
+            value = values
+            for number, step in enumerate(self._plan.steps):
+                side = "values odd" if number % 2 else "values even"
+                out = self._memory.array(side, step.outputs, 2, step.level, self._degree)
+                switches = keys.levels.get(step.level)
+                worker = _Part(self._rings[step.level], self._memory, self._team, part, switches)
+                if isinstance(step, LinearStep):
+                    worker.linear(step, self._encoded[number], value, out)
+                else:
+                    worker.square(step, self._roots.get(step.level), value, out)
+                self._team.barrier()
+                value = out
+            if part == 0:
+                results.extend(value)
+
+        self._team.run(walk)
+        return results
+
+
+class _Part:
+    """What one thread of a team does in one step."""
+
+    def __init__(self, ring: Ring, memory: _Memory, team: Team, part: int, switches: _Switches | None) -> None:
+        self._ring, self._memory, self._team = ring, memory, team
+        self._share = (ring.tables, part, team.threads)
+        self._part = part
+        self._switches = switches
+
+    def linear(self, step: LinearStep, encoded: _Encoded, values: Words, out: Words) -> None:
+        """Carry out an affine map; values (inputs, 2, k, N), out (outputs, 2, k - 1, N)."""
+        rows, degree = step.level + 2, values.shape[-1]
+        copies = self._memory.array("copies", len(step.copies), 2, rows, degree)
+        for number in range(step.inputs):
+            for polynomial in range(2):
+                kernels.lift_first(values[number, polynomial], copies[number, polynomial], *self._share)
+        self._team.barrier()
+        for opening in encoded.openings:
+            if opening.parent < step.inputs:
+                second = values[opening.parent, 1]
+            else:
+                second = self._divided(copies[opening.parent, 1], keep=True)
+            last = opening.first + len(opening.elements)
+            self._rotate_many(second, copies[opening.parent, 0], opening.elements, copies[opening.first : last])
+        giants = [len(each) for each in step.giants]
+        sums = self._memory.array("sums", sum(giants), 2, rows, degree)
+        kernels.multiply_sums(
+            copies, encoded.diagonals, encoded.starts, encoded.which, encoded.numbers, sums, True, *self._share
+        )
+        self._team.barrier()
+        first = 0
+        for output, count in enumerate(giants):
+            self._output(encoded, sums[first : first + count], output, out[output])
+            first += count
+
+    def _output(self, encoded: _Encoded, sums: Words, output: int, out: Words) -> None:
+        total, sides = sums[-1], self._sides(sums.shape[2])
+        for number in range(len(sums) - 2, -1, -1):
+            second = self._divided(total[1])
+            self._rotate_add(second, total[0], (encoded.giant,), sums[number], sides[0])
+            total, sides = sides[0], sides[::-1]
+        for group in encoded.turns:
+            second = self._divided(total[1], keep=True)
+            self._rotate_add(second, total[0], group, total, sides[0])
+            total, sides = sides[0], sides[::-1]
+        self._finish(total, out)
+        if self._part == 0:
+            kernels.add_plain(out, encoded.biases[output], self._ring.primes)
+        self._team.barrier()
+
+    def square(self, step: SquareStep, root: Words | None, values: Words, out: Words) -> None:
+        """Square, join and relinearise; values (inputs, 2, k, N), out (outputs, 2, k - 1, N)."""
+        for number in range(step.outputs):
+            product = self._memory.array("product", 3, *values.shape[2:])
+            if step.kind == "parted":
+                self._join(*self._parted(values[number]), product, root)
+            elif step.kind == "joined" and 2 * number + 1 < step.inputs:
+                self._join(values[2 * number], values[2 * number + 1], product, root)
+            else:
+                kernels.square(values[2 * number if step.kind == "joined" else number], product, *self._share)
+            self._team.barrier()
+            total, base = self._sides(step.level + 2)
+            for polynomial in range(2):
+                kernels.lift_first(product[polynomial], base[polynomial], *self._share)
+            nothing = self._nothing(step.level + 2)
+            self._rotate_add(product[2], nothing[0], (1,), base, total)
+            self._finish(total, out[number])
+            self._team.barrier()
+
+    def _join(self, real: Words, other: Words, product: Words, root: Words | None) -> None:
+        assert root is not None  # noqa: S101 - made for every level where something is joined
+        kernels.square_join(real, other, product, root, *self._share)
+
+    def _parted(self, value: Words) -> tuple[Words, Words]:
+        """Return twice the real part and twice i times the imaginary part of a ciphertext (2, k, N)."""
+        primes = value.shape[1]
+        total, base = self._sides(primes + 1)
+        kernels.lift_first(value[0], base[0], *self._share)
+        self._team.barrier()
+        conjugation = self._ring.parameters.galois_element(*Turn(0, True))
+        self._rotate_add(value[1], base[0], (conjugation,), self._nothing(primes + 1), total)
+        conjugated, parts = self._memory.array("conjugated", *value.shape), self._memory.array("parts", 2, *value.shape)
+        kernels.fold_special(total, *self._share)
+        self._team.barrier()
+        kernels.divide_special(total, conjugated, *self._share)
+        self._team.barrier()
+        kernels.part(value, conjugated, parts[0], parts[1], *self._share)
+        self._team.barrier()
+        return parts[0], parts[1]
+
+    def _sides(self, rows: int) -> tuple[Words, Words]:
+        """Return two ciphertexts over QP to work in."""
+        shape = (2, rows, self._ring.parameters.degree)
+        return self._memory.array("even", *shape), self._memory.array("odd", *shape)
+
+    def _nothing(self, rows: int) -> Words:
+        """Return a ciphertext over QP that is zero."""
+        return self._memory.array("nothing", 2, rows, self._ring.parameters.degree)
+
+    def _divided(self, polynomial: Words, *, keep: bool = False) -> Words:
+        """Divide a polynomial (k + 1, N) over QP by the special prime; what it was is lost unless it is kept."""
+        rows, degree = polynomial.shape
+        if keep:
+            scratch = self._memory.array("scratch", rows, degree)
+            for row in range(self._part, rows, self._team.threads):
+                scratch[row] = polynomial[row]
+            polynomial = scratch
+            self._team.barrier()
+        kernels.fold_special(polynomial[None], *self._share)
+        self._team.barrier()
+        second = self._memory.array("second", rows - 1, degree)
+        kernels.divide_special(polynomial[None], second[None], *self._share)
+        self._team.barrier()
+        return second
+
+    def _digits(self, polynomial: Words) -> Words:
+        primes, degree = polynomial.shape
+        coefficients = self._memory.array("coefficients", primes, degree)
+        digits = self._memory.array("digits", primes, primes + 1, degree)
+        kernels.lower(polynomial, coefficients, *self._share)
+        self._team.barrier()
+        kernels.lift(polynomial, coefficients, digits, *self._share)
+        self._team.barrier()
+        return digits
+
+    def _numbers(self, elements: tuple[int, ...]) -> tuple[_Switches, Numbers]:
+        assert self._switches is not None  # noqa: S101 - the plan lists every key that its steps use
+        return self._switches, np.array([self._switches.index[element] for element in elements], dtype=np.int64)
+
+    def _rotate_many(self, second: Words, first: Words, elements: tuple[int, ...], out: Words) -> None:
+        switches, which = self._numbers(elements)
+        digits = self._digits(second)
+        kernels.rotate_many(digits, first, switches.keys, which, switches.orders, out, *self._share)
+        self._team.barrier()
+
+    def _rotate_add(self, second: Words, first: Words, elements: tuple[int, ...], base: Words, out: Words) -> None:
+        switches, which = self._numbers(elements)
+        digits = self._digits(second)
+        kernels.rotate_add(digits, first, switches.keys, which, switches.orders, base, out, *self._share)
+        self._team.barrier()
+
+    def _finish(self, total: Words, out: Words) -> None:
+        """Divide a ciphertext over QP (2, k + 1, N) by the special prime and by the last data prime."""
+        kernels.fold_both(total, *self._share)
+        self._team.barrier()
+        kernels.divide_both(total, out, *self._share)
+        self._team.barrier()

@@ -37,6 +37,21 @@ class RotationKey:
     order: npt.NDArray[np.int32]
 
 
+def expand(ring: Ring, residues: Residues) -> Words:
+    """Return both polynomials of a checked ciphertext or key component, its seed expanded; shape (2, k, N)."""
+    first = residues.polynomials.astype(np.uint32)
+    if residues.seed is None:
+        return first
+    primes = ring.primes[: first.shape[1]]
+    return np.stack([first[0], uniform_residues(residues.seed, primes, first.shape[2])])
+
+
+def switching_key(ring: Ring, components: list[Residues]) -> Words:
+    """Return a key-switching key in Montgomery form, shape (data primes, 2, data primes + 1, N)."""
+    expanded = np.stack([expand(ring, component) for component in components])
+    return ring.montgomery_form(expanded, np.arange(len(ring.primes)))
+
+
 class Evaluator:
     """Computes in one ring.
 
@@ -49,22 +64,9 @@ class Evaluator:
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
 
-    def expand(self, residues: Residues) -> Words:
-        """Return both polynomials of a checked ciphertext or key component, its seed expanded; shape (2, k, N)."""
-        first = residues.polynomials.astype(np.uint32)
-        if residues.seed is None:
-            return first
-        primes = self.ring.primes[: first.shape[1]]
-        return np.stack([first[0], uniform_residues(residues.seed, primes, first.shape[2])])
-
-    def switching_key(self, components: list[Residues]) -> Words:
-        """Return a key-switching key in Montgomery form, shape (data primes, 2, data primes + 1, N)."""
-        expanded = np.stack([self.expand(component) for component in components])
-        return self.ring.montgomery_form(expanded, np.arange(len(self.ring.primes)))
-
     def rotation_key(self, components: list[Residues], element: int) -> RotationKey:
         """Return a Galois key for the automorphism X -> X^element."""
-        key, order = self.switching_key(components), self.ring.automorphism(element)
+        key, order = switching_key(self.ring, components), self.ring.automorphism(element)
         moved = np.empty_like(key)
         moved[..., order] = key
         return RotationKey(moved, order)
@@ -84,7 +86,7 @@ class Evaluator:
     def square(self, value: Words) -> Words:
         """Square a ciphertext; the result has three polynomials, shape (3, k, N)."""
         out = np.empty((3, *value.shape[1:]), dtype=np.uint32)
-        kernels.square(value, out, self.ring.tables)
+        kernels.square(value, out, self.ring.tables, 0, 1)
         return out
 
     def relinearise(self, value: Words, key: Words) -> Words:

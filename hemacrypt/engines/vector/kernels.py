@@ -40,7 +40,7 @@ _MOST_PRODUCTS = 8
 _BLOCK = 1024
 _SEGMENT = 1024
 # Residues whose sums are held in registers.
-_TILE = 64
+TILE = 64
 
 
 def interleaved(polynomials: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
@@ -60,7 +60,7 @@ def interleaved(polynomials: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
         Shape (…, rows, N / 64, count, 64).
     """
     *lead, count, rows, degree = polynomials.shape
-    tiles = polynomials.reshape(*lead, count, rows, degree // _TILE, _TILE)
+    tiles = polynomials.reshape(*lead, count, rows, degree // TILE, TILE)
     return np.ascontiguousarray(np.moveaxis(tiles, -4, -2))
 
 
@@ -255,10 +255,11 @@ def multiply_sum(ciphertexts: Any, which: Any, plains: Any, numbers: Any, out: A
 
 
 @kernel
-def square(ciphertext: Any, out: Any, tables: Any) -> None:
+def square(ciphertext: Any, out: Any, tables: Any, part: Any, parts: Any) -> None:
     """Square a ciphertext of shape (2, k, N) into three polynomials, shape (3, k, N)."""
     primes, inverses, lift, lift_shoup = tables[0], tables[7], tables[8], tables[9]
-    for i in range(ciphertext.shape[1]):
+    start, stop = share(ciphertext.shape[1], part, parts)
+    for i in range(start, stop):
         prime, prime_inverse, up, up_shoup = primes[i], inverses[i], lift[i], lift_shoup[i]
         a, b = ciphertext[0, i], ciphertext[1, i]
         x, y, z = out[0, i], out[1, i], out[2, i]
@@ -388,13 +389,13 @@ def _rotate_segment(
     prime = tables[0][row]
     q, bound, inverse = spread(prime), _bound(prime), spread(tables[7][row])
     if keys.ndim == 6:  # interleaved: both components for all digits side by side
-        hop, tiles = _TILE, each // (tables[0].shape[0] * count)
+        hop, tiles = TILE, each // (tables[0].shape[0] * count)
         place = key * each + row * count * tiles
     else:
         hop, tiles = tables[0].shape[0] * count, 1
         place = key * each + row * count
     at, f = i * count, first[i]
-    for n in range(low, low + _SEGMENT, _TILE):
+    for n in range(low, low + _SEGMENT, TILE):
         one, two = _switched(flat_digits, at + n, step, flat_keys, place + n * tiles, hop, level, q, bound, inverse)
         m = n // LANES
         _put(x, y, goals[m], order, one[0], two[0], load(f, n), q, adding)
@@ -519,13 +520,13 @@ def multiply_sums(
     """
     primes, inverses = tables[0], tables[7]
     rows, count = out.shape[2], out.shape[3]
-    tiles = count // _TILE
+    tiles = count // TILE
     flat, interleaved = diagonals.reshape(-1), diagonals.ndim == 4
-    hop = _TILE if interleaved else rows * count
-    near = np.empty(copies.shape[0] * 2 * _TILE, np.uint32)
+    hop = TILE if interleaved else rows * count
+    near = np.empty(copies.shape[0] * 2 * TILE, np.uint32)
     start, stop = share(rows * tiles, part, parts)
     for unit in range(start, stop):
-        i, low = unit // tiles, unit % tiles * _TILE
+        i, low = unit // tiles, unit % tiles * TILE
         at = i * count + low
         if interleaved:
             at *= diagonals.shape[2]
@@ -536,8 +537,8 @@ def multiply_sums(
         # side by side. The diagonals pass by once each.
         for b in range(copies.shape[0]):
             for c in range(2):
-                source, place = copies[b, c, i], (2 * b + c) * _TILE
-                for n in range(0, _TILE, LANES):
+                source, place = copies[b, c, i], (2 * b + c) * TILE
+                for n in range(0, TILE, LANES):
                     store(near, place + n, load(source, low + n))
         for group in range(out.shape[0]):
             a, b, c, d = nothing(), nothing(), nothing(), nothing()
@@ -549,10 +550,10 @@ def multiply_sums(
                 place = numbers[t] * hop + at
                 w, x = load(flat, place), load(flat, place + 16)
                 y, z = load(flat, place + 32), load(flat, place + 48)
-                place = which[t] * 2 * _TILE
+                place = which[t] * 2 * TILE
                 a, b = more(a, w, load(near, place)), more(b, x, load(near, place + 16))
                 c, d = more(c, y, load(near, place + 32)), more(d, z, load(near, place + 48))
-                place += _TILE
+                place += TILE
                 e, f = more(e, w, load(near, place)), more(f, x, load(near, place + 16))
                 g, h = more(g, y, load(near, place + 32)), more(h, z, load(near, place + 48))
             a, b, c, d = under_both(a, bound), under_both(b, bound), under_both(c, bound), under_both(d, bound)

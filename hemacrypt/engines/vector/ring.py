@@ -11,7 +11,7 @@ from hemacrypt.engines.vector import kernels
 from hemacrypt.engines.vector.modular import shoup_of
 from hemacrypt.engines.vector.ntt import Words, bit_reversed, make_tables
 from hemacrypt.errors import PlanError
-from hemacrypt.network import Array
+from hemacrypt.network import Array, ComplexArray
 from hemacrypt.plan import Parameters
 
 
@@ -79,24 +79,45 @@ class Ring:
         primes = self.primes[rows].astype(np.uint64)[:, None]
         return ((values.astype(np.uint64) << np.uint64(32)) % primes).astype(np.uint32)
 
-    def encode(self, slots: Array, scale: float, primes: int) -> Words:
-        """Encode real slots into NTT form over the first primes, shape (slots,) -> (primes, N).
+    def rows(self, primes: int, *, extended: bool = False) -> npt.NDArray[np.intp]:
+        """Return the numbers of the first primes, and with ``extended`` that of the special one."""
+        first = np.arange(primes)
+        return np.append(first, len(self.primes) - 1) if extended else first
+
+    def encode(self, slots: Array | ComplexArray, scale: float, primes: int, *, extended: bool = False) -> Words:
+        """Encode slots into NTT form over the first primes, shape (slots,) -> (primes, N).
 
         The polynomial takes the value ``slots[j] * scale`` at the root to the power 3^j, its conjugate at the inverse
         root (Cheon et al., "Homomorphic encryption for arithmetic of approximate numbers", 2017, §3.2).
+
+        Parameters
+        ----------
+        slots:
+            Real or complex, shape (slots,).
+        scale:
+            What they are multiplied by.
+        primes:
+            How many primes.
+        extended:
+            Whether a row for the special prime follows.
+
+        Raises
+        ------
+        PlanError
+            If a value does not fit 63 bits.
         """
         degree = self.parameters.degree
         values = np.zeros(degree, dtype=np.complex128)
         exponents = self.parameters.slot_exponents
         values[(exponents - 1) // 2] = slots
-        values[(2 * degree - exponents - 1) // 2] = slots
+        values[(2 * degree - exponents - 1) // 2] = np.conj(slots)
         twist = np.exp(-1j * np.pi * np.arange(degree) / degree)
         rounded = np.rint((np.fft.fft(values) * twist).real * (scale / degree))
         if not np.abs(rounded).max() < 2.0**62:
             raise PlanError(f"values up to {np.abs(slots).max():.3g} at scale {scale:.3g} do not fit 63 bits")
-        coefficients = rounded.astype(np.int64)
-        encoded = np.empty((primes, degree), dtype=np.uint32)
-        for row in range(primes):
-            encoded[row] = coefficients % int(self.primes[row])
-            kernels.to_values(encoded[row], row, self.tables)
+        coefficients, rows = rounded.astype(np.int64), self.rows(primes, extended=extended)
+        encoded = np.empty((len(rows), degree), dtype=np.uint32)
+        for target, row in zip(encoded, rows, strict=True):
+            target[:] = coefficients % int(self.primes[row])
+            kernels.to_values(target, row, self.tables)
         return encoded
