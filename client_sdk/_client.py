@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 
+import numpy as np
 import platformdirs
 import tenacity
 
@@ -23,12 +24,14 @@ from hemacrypt.plan import PublicPlan
 from hemacrypt.preprocess import Pixels, Preprocessing
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
-from hemacrypt.wire import plan_from_message, preprocessing_from_message
+from hemacrypt.wire import digest, plan_from_message, preprocessing_from_message
 
 Image = Path | str | Pixels
 Progress = Callable[[int, int], None]
 
 _CHUNK = 512 * 1024
+# For one image and for two; more would be of no use to this client.
+_MOST_PLANS = 8
 
 
 def default_key_directory(model: str) -> Path:
@@ -74,6 +77,7 @@ class Client:
         self._channel = open_channel(target, root_certificate)
         self._stub = pb_grpc.EncryptedInferenceStub(self._channel)  # type: ignore[no-untyped-call]
         self._opened: KeyHolder | None = None
+        self._holders: dict[str, KeyHolder] = {}
 
     def __enter__(self) -> Client:
         return self
@@ -87,6 +91,7 @@ class Client:
         """Close the channel and forget the secret key."""
         self._channel.close()
         self._opened = None
+        self._holders.clear()
 
     def models(self) -> list[ModelInfo]:
         """List what the service offers."""
@@ -95,30 +100,38 @@ class Client:
         return [ModelInfo(*map(printable, (m.name, m.description, m.plan_id))) for m in answer.models]
 
     @cached_property
-    def _described(self) -> tuple[PublicPlan, Preprocessing]:
+    def _described(self) -> tuple[tuple[PublicPlan, ...], Preprocessing]:
         with statuses_as_exceptions(self.target):
             answer = self._stub.GetModel(pb.GetModelRequest(name=self.model), timeout=self._timeout)
         try:
             preprocessing = preprocessing_from_message(answer.preprocessing)
-            plan = plan_from_message(answer.plan, self.model, preprocessing)
+            plans = tuple(plan_from_message(plan, self.model, preprocessing) for plan in answer.plans[:_MOST_PLANS])
         except PlanError as error:
             raise ReplyError(f"the plan that {self.target} sent cannot be used: {error}") from error
-        if plan.plan_id != answer.model.plan_id:
+        if not plans or plans[0].plan_id != answer.model.plan_id or plans[0].images != 1:
             raise ReplyError(f"{self.target} describes another plan than it names; client and service versions differ")
         channels, height, width = preprocessing.input_shape
-        if len(plan.input_layout.positions) != channels * height * width:
+        if any(len(plan.input_layout.positions) != channels * height * width for plan in plans):
             raise ReplyError(f"the plan and the preprocessing that {self.target} sent do not fit together")
-        return plan, preprocessing
+        if any(plan.requirements_id != plans[0].requirements_id or plan.labels != plans[0].labels for plan in plans):
+            raise ReplyError(f"the plans that {self.target} sent need different keys or name different labels")
+        return plans, preprocessing
 
     def refresh(self) -> None:
         """Forget what the service said about the model, so that it is asked again."""
         self.__dict__.pop("_described", None)
         self._opened = None
+        self._holders.clear()
 
     @property
     def plan(self) -> PublicPlan:
-        """The public half of the model's plan."""
-        return self._described[0]
+        """The public half of the model's plan for one image."""
+        return self._described[0][0]
+
+    @property
+    def pair_plan(self) -> PublicPlan | None:
+        """The plan for two images in one request, if the service has one: less work for each than alone."""
+        return next((plan for plan in self._described[0] if plan.images == 2), None)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -134,6 +147,7 @@ class Client:
             If there are keys already and they may not be replaced.
         """
         self._opened = self.keys.create(self.plan, replace=replace)
+        self._holders.clear()
         return self.keys.info().key_set_id
 
     def register(self, progress: Progress | None = None) -> str:
@@ -224,7 +238,7 @@ class Client:
         ReplyError
             If the answer is not what it should be.
         """
-        request, encrypt_ms = self._request(image)
+        request, encrypt_ms = self._request(self.plan, [image])
         started = time.perf_counter()
         try:
             answer = self._predict_once(request)
@@ -234,14 +248,17 @@ class Client:
             # The service lost the keys, or serves a new version of the model: catch up and try again, once.
             self.refresh()
             self.register()
-            request, encrypt_ms = self._request(image)
+            request, encrypt_ms = self._request(self.plan, [image])
             started = time.perf_counter()
             answer = self._predict_once(request)
         elapsed = (time.perf_counter() - started) * 1e3
-        return self._read(_name(image), request, encrypt_ms, answer, elapsed)
+        return self._read(self.plan, [_name(image)], request, encrypt_ms, answer, elapsed)[0]
 
     def predict_many(self, images: Iterable[Image]) -> Iterator[Prediction]:
         """Predict images over one stream, yielding results in order while later images are still on their way.
+
+        Images of a sequence, which are all there already, go in pairs where the service has a plan for that. Those of
+        any other iterable go one by one: none ever waits for a partner.
 
         Raises
         ------
@@ -250,15 +267,16 @@ class Client:
         ReplyError
             If the service answers more, fewer or other images than it was asked.
         """
-        sent: SimpleQueue[tuple[str, pb.PredictRequest, float, float]] = SimpleQueue()
+        sent: SimpleQueue[_Sent] = SimpleQueue()
         failed: list[Exception] = []
-        self._holder()
+        self._holder(self.plan)
 
         def requests() -> Iterator[pb.PredictRequest]:
             try:
-                for image in images:
-                    request, encrypt_ms = self._request(image)
-                    sent.put((_name(image), request, encrypt_ms, time.perf_counter()))
+                for plan, group in self._grouped(images):
+                    request, encrypt_ms = self._request(plan, group)
+                    names = [_name(image) for image in group]
+                    sent.put(_Sent(plan, names, request, encrypt_ms, time.perf_counter()))
                     yield request
             except Exception as error:
                 # gRPC would swallow it in its own thread; the reader raises it instead.
@@ -270,37 +288,51 @@ class Client:
                     raise ReplyError(
                         f"{self.target} answered an image that was not asked; the answers cannot be told apart"
                     )
-                name, request, encrypt_ms, started = sent.get()
-                elapsed = (time.perf_counter() - started) * 1e3
+                asked = sent.get()
+                elapsed = (time.perf_counter() - asked.started) * 1e3
                 if answer.WhichOneof("result") != "prediction":
-                    refusal = answer.refusal
-                    raise refused(refusal.code, refusal.reason, f"{name}: {refusal.message}", {})
-                yield self._read(name, request, encrypt_ms, answer.prediction, elapsed)
+                    refusal, names = answer.refusal, " and ".join(asked.names)
+                    raise refused(refusal.code, refusal.reason, f"{names}: {refusal.message}", {})
+                yield from self._read(
+                    asked.plan, asked.names, asked.request, asked.encrypt_ms, answer.prediction, elapsed
+                )
         if failed:
             raise failed[0]
         if not sent.empty():
-            raise ReplyError(f"{self.target} ended the stream with {sent.qsize()} images unanswered; ask again")
+            raise ReplyError(f"{self.target} ended the stream with {sent.qsize()} requests unanswered; ask again")
 
-    def _holder(self) -> KeyHolder:
+    def _grouped(self, images: Iterable[Image]) -> Iterator[tuple[PublicPlan, list[Image]]]:
+        pair = self.pair_plan
+        if pair is None or not isinstance(images, Sequence):
+            yield from ((self.plan, [image]) for image in images)
+            return
+        for start in range(0, len(images), 2):
+            group = list(images[start : start + 2])
+            yield (pair if len(group) == 2 else self.plan), group
+
+    def _holder(self, plan: PublicPlan) -> KeyHolder:
+        """Return what encrypts and decrypts for a plan; the secret key is read once."""
         if self._opened is None:
             self._opened = self.keys.open(self.plan)
-        return self._opened
+        if plan.plan_id not in self._holders:
+            self._holders[plan.plan_id] = self._opened.serving(plan)
+        return self._holders[plan.plan_id]
 
-    def _request(self, image: Image) -> tuple[pb.PredictRequest, float]:
-        holder = self._holder()
+    def _request(self, plan: PublicPlan, images: list[Image]) -> tuple[pb.PredictRequest, float]:
+        holder = self._holder(plan)
         key_set_id = self.keys.info().key_set_id
         started = time.perf_counter()
         try:
-            ciphertext = holder.encrypt(self.preprocessing(image))
+            ciphertexts = holder.encrypt(np.stack([self.preprocessing(image) for image in images]))
         except PlanError as error:
             raise ReplyError(f"the plan that {self.target} sent cannot be used: {error}") from error
         encrypt_ms = (time.perf_counter() - started) * 1e3
         request = pb.PredictRequest(
             model=self.model,
-            plan_id=self.plan.plan_id,
+            plan_id=plan.plan_id,
             key_set_id=key_set_id,
-            ciphertext=ciphertext,
-            ciphertext_sha256=hashlib.sha256(ciphertext).hexdigest(),
+            ciphertexts=ciphertexts,
+            ciphertext_sha256=digest(ciphertexts),
         )
         return request, encrypt_ms
 
@@ -310,31 +342,55 @@ class Client:
         return answer
 
     def _read(
-        self, name: str, request: pb.PredictRequest, encrypt_ms: float, answer: pb.PredictResponse, elapsed_ms: float
-    ) -> Prediction:
-        started = time.perf_counter()
-        if hashlib.sha256(answer.ciphertext).hexdigest() != answer.ciphertext_sha256:
-            raise ReplyError(f"the answer for {name} was damaged on the way; ask again")
+        self,
+        plan: PublicPlan,
+        names: list[str],
+        request: pb.PredictRequest,
+        encrypt_ms: float,
+        answer: pb.PredictResponse,
+        elapsed_ms: float,
+    ) -> list[Prediction]:
+        """Decrypt an answer: one prediction for each image of the request, which share its times and bytes."""
+        started, told = time.perf_counter(), " and ".join(names)
+        if digest(answer.ciphertexts) != answer.ciphertext_sha256:
+            raise ReplyError(f"the answer for {told} was damaged on the way; ask again")
         try:
-            logits = self._holder().decrypt(answer.ciphertext)
+            logits = self._holder(plan).decrypt(answer.ciphertexts)
         except FormatError as error:
-            raise ReplyError(f"the answer for {name} cannot be decrypted: {error}") from error
+            raise ReplyError(f"the answer for {told} cannot be decrypted: {error}") from error
         decrypt_ms = (time.perf_counter() - started) * 1e3
         queue_ms, compute_ms = answer.timing.queue_us / 1e3, answer.timing.compute_us / 1e3
-        return Prediction(
-            source=name,
-            labels=self.plan.labels,
-            logits=logits,
-            error_bound=self.plan.logit_error_bound,
-            milliseconds=Milliseconds(
-                encrypt=encrypt_ms,
-                upload=max(elapsed_ms - queue_ms - compute_ms, 0.0),
-                queue=queue_ms,
-                compute=compute_ms,
-                decrypt=decrypt_ms,
-            ),
-            size=Bytes(upload=request.ByteSize(), reply=answer.ByteSize()),
+        milliseconds = Milliseconds(
+            encrypt=encrypt_ms,
+            upload=max(elapsed_ms - queue_ms - compute_ms, 0.0),
+            queue=queue_ms,
+            compute=compute_ms,
+            decrypt=decrypt_ms,
         )
+        size = Bytes(upload=request.ByteSize(), reply=answer.ByteSize())
+        return [
+            Prediction(
+                source=name,
+                labels=plan.labels,
+                logits=row,
+                error_bound=plan.logit_error_bound,
+                milliseconds=milliseconds,
+                size=size,
+                images=plan.images,
+            )
+            for name, row in zip(names, logits, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A request of a stream that waits for its answer."""
+
+    plan: PublicPlan
+    names: list[str]
+    request: pb.PredictRequest
+    encrypt_ms: float
+    started: float
 
 
 def _name(image: Image) -> str:

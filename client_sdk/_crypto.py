@@ -53,6 +53,12 @@ class KeyHolder:
     def __repr__(self) -> str:
         return f"KeyHolder(model={self.plan.model!r}, degree={self.plan.parameters.degree})"
 
+    def serving(self, plan: PublicPlan) -> KeyHolder:
+        """Return a holder of the same secret key for another plan with the same parameters."""
+        if plan is self.plan or plan.plan_id == self.plan.plan_id:
+            return self
+        return KeyHolder(plan, self.secret_bytes())
+
     def secret_bytes(self) -> bytes:
         """Serialise the secret key, for a file that only its owner can read."""
         return sealio.dump(self._secret)

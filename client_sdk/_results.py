@@ -66,7 +66,9 @@ class Prediction:
     error_bound:
         Bound on the error that encryption added to a logit.
     milliseconds, size:
-        Cost of the prediction.
+        Cost of the request that carried the image.
+    images:
+        How many images the request carried.
     """
 
     source: str
@@ -75,6 +77,7 @@ class Prediction:
     error_bound: float
     milliseconds: Milliseconds
     size: Bytes
+    images: int = 1
 
     @property
     def index(self) -> int:

@@ -30,15 +30,24 @@ def plan(
     bundle: Annotated[
         Path | None, typer.Argument(help="Bundle written by `hemacrypt export`; default: the embedded one.")
     ] = None,
+    images: Annotated[int, typer.Option(min=1, max=2, help="How many images a request carries.")] = 1,
+    key_budget_mb: Annotated[
+        float | None, typer.Option(help="Megabytes that evaluation keys may take. [default: about 34]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Explain how a model runs under encryption: parameters, levels, scales, rotations, error, sizes."""
     from hemacrypt.bundle import Bundle
     from hemacrypt.embedded import bundle_path
+    from hemacrypt.errors import PlanError
     from hemacrypt.planner import plan_bundle
     from hemacrypt.planner.report import describe, show
 
-    planned = plan_bundle(Bundle.read(bundle or bundle_path()))
+    budget = None if key_budget_mb is None else round(key_budget_mb * 1e6)
+    plans = plan_bundle(Bundle.read(bundle or bundle_path()), budget)
+    planned = next((plan for plan in plans if plan.public.images == images), None)
+    if planned is None:
+        raise PlanError(f"no plan carries {images} images: for this network and key budget one at a time is as fast")
     if as_json:
         print(json.dumps(describe(planned), indent=2))
     else:

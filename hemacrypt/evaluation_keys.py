@@ -1,4 +1,4 @@
-"""Evaluation keys as they travel and as they are stored: SEAL objects, two for each level, in one content-addressed blob.
+"""Evaluation keys as they travel and as they are stored: SEAL objects, two for each level, in one blob.
 
 A key that is used at level l is made for the primes q_0 … q_l and the special one alone: fewer digits, fewer rows.
 SEAL names parameters by their primes, so a key of the shorter chain fits a ciphertext of that level as it is.
@@ -107,7 +107,8 @@ class EvaluationKeys:
         """
         if len(self.levels) != len(plan.keys):
             raise FormatError(
-                "evaluation keys", f"for {len(self.levels)} levels; the plan needs {len(plan.keys)}: generate them again"
+                "evaluation keys",
+                f"for {len(self.levels)} levels; the plan needs {len(plan.keys)}: make new ones",
             )
         for group, keys in zip(plan.keys, self.levels, strict=True):
             keys.check_present(group)

@@ -232,7 +232,7 @@ class Layout:
         return Layout(self.positions % half, half, self.slots, 1, self.positions >= half)
 
     def joined(self, factor: float) -> Layout:
-        """Put two and two ciphertexts together: the second becomes the imaginary part of the first, ``factor`` times."""
+        """Put two and two ciphertexts together, the second as ``factor`` times the imaginary part of the first."""
         whole, odd = divmod(self.ciphertext, 2)
         count = -(-self.ciphertexts // 2)
         return Layout(whole * self.period + self.slot, self.period, self.slots, count, odd == 1, factor)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from pydantic import ValidationError
 
 from hemacrypt.errors import PlanError
 from hemacrypt.evaluation_keys import largest_key_set
-from hemacrypt.plan import Layout, Parameters, PublicPlan
+from hemacrypt.plan import KeyGroup, Layout, Parameters, PublicPlan
 from hemacrypt.preprocess import Preprocessing
 from hemacrypt.v1 import inference_pb2 as pb
 
@@ -17,6 +19,16 @@ from hemacrypt.v1 import inference_pb2 as pb
 _MOST_LABELS, _LONGEST_LABEL = 4096, 200
 # Each rotation is a Galois key of megabytes; a plan that wants more than this would exhaust the client.
 _LARGEST_KEY_SET = 2 << 30
+# As many as the planner ever uses.
+_MOST_CIPHERTEXTS = 64
+
+
+def digest(ciphertexts: Iterable[bytes]) -> str:
+    """Return the SHA-256 over ciphertexts, one after another, hexadecimal: what a request or reply carries."""
+    hashed = hashlib.sha256()
+    for ciphertext in ciphertexts:
+        hashed.update(ciphertext)
+    return hashed.hexdigest()
 
 
 def plan_to_message(plan: PublicPlan) -> pb.PublicPlan:
@@ -33,10 +45,13 @@ def plan_to_message(plan: PublicPlan) -> pb.PublicPlan:
         input_scale=plan.input_scale,
         output_layout=_layout_to_message(plan.output_layout),
         output_scale=plan.output_scale,
-        rotation_steps=plan.rotation_steps,
-        needs_relinearisation=plan.needs_relinearisation,
         logit_error_bound=plan.logit_error_bound,
         logit_limit=plan.logit_limit,
+        keys=[
+            pb.KeyGroup(level=group.level, relinearise=group.relinearise, elements=group.elements)
+            for group in plan.keys
+        ],
+        plan_id=plan.plan_id,
     )
 
 
@@ -67,17 +82,18 @@ def plan_from_message(message: pb.PublicPlan, model: str, preprocessing: Preproc
         output_layout=_layout_from_message(message.output_layout, parameters.slots),
         input_scale=message.input_scale,
         output_scale=message.output_scale,
-        rotation_steps=tuple(message.rotation_steps),
-        needs_relinearisation=message.needs_relinearisation,
+        keys=tuple(KeyGroup(group.level, group.relinearise, tuple(group.elements)) for group in message.keys),
         logit_error_bound=message.logit_error_bound,
         logit_limit=message.logit_limit,
         preprocessing_digest=preprocessing.digest,
     )
     if largest_key_set(plan) > _LARGEST_KEY_SET:
         raise PlanError(
-            f"the plan's {len(plan.rotation_steps)} rotation keys may take {largest_key_set(plan) >> 20} MiB; "
+            f"the plan's {plan.galois_keys} Galois keys may take {largest_key_set(plan) >> 20} MiB; "
             f"at most {_LARGEST_KEY_SET >> 20} MiB of keys are made for a service"
         )
+    if plan.plan_id != message.plan_id:
+        raise PlanError("the plan hashes to another name than it carries; client and service versions differ")
     return plan
 
 
@@ -114,8 +130,23 @@ def preprocessing_from_message(message: pb.Preprocessing) -> Preprocessing:
 
 
 def _layout_to_message(layout: Layout) -> pb.Layout:
-    return pb.Layout(positions=layout.positions.tolist(), period=layout.period)
+    return pb.Layout(
+        positions=layout.positions.tolist(),
+        period=layout.period,
+        ciphertexts=layout.ciphertexts,
+        imaginary=np.flatnonzero(layout.flags).tolist(),
+        factor=layout.factor,
+        images=layout.images,
+    )
 
 
 def _layout_from_message(message: pb.Layout, slots: int) -> Layout:
-    return Layout(np.array(message.positions, dtype=np.int64), message.period, slots)
+    if message.ciphertexts > _MOST_CIPHERTEXTS:
+        raise PlanError(f"a layout over {message.ciphertexts} ciphertexts; at most {_MOST_CIPHERTEXTS} are sent")
+    positions = np.array(message.positions, dtype=np.int64)
+    imaginary = np.zeros(positions.shape, dtype=bool)
+    flagged = np.array(message.imaginary, dtype=np.int64)
+    if flagged.size and flagged.max() >= positions.size:
+        raise PlanError(f"value {flagged.max()} is said to be imaginary, there are {positions.size} values")
+    imaginary[flagged] = True
+    return Layout(positions, message.period, slots, message.ciphertexts, imaginary, message.factor, message.images)

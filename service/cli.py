@@ -20,8 +20,12 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; 0 lets the system choose. [default: 50051]")] = None,
     store: Annotated[Path | None, typer.Option(help="Where evaluation keys are kept.")] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes. [default: one per core]")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that share one request. [default: 1]")] = None,
     engine: Annotated[
-        str | None, typer.Option(help="Engine that evaluates: seal, or vector (faster). [default: seal]")
+        str | None, typer.Option(help="Engine that evaluates: vector, or seal, the reference. [default: vector]")
+    ] = None,
+    key_budget_mb: Annotated[
+        int | None, typer.Option(help="Megabytes that a client's evaluation keys may take. [default: 34]")
     ] = None,
     port_file: Annotated[Path | None, typer.Option(help="Write the port here once the service is ready.")] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM certificate chain; needs --tls-key.")] = None,
@@ -44,7 +48,9 @@ def serve(
         "port": port,
         "store": store,
         "workers": workers,
+        "threads": threads,
         "engine": engine,
+        "key_budget_mb": key_budget_mb,
         "tls_certificate": tls_certificate,
         "tls_key": tls_key,
     }

@@ -24,7 +24,7 @@ from typing import Any
 import structlog
 
 from service.settings import Settings
-from service.worker import LARGEST_HEADER
+from service.worker import LARGEST_HEADER, apart
 
 log = structlog.get_logger()
 
@@ -52,17 +52,18 @@ class Job:
     ----------
     kind:
         ``predict`` or ``check_keys``.
-    model, key_set_id, keys:
-        Model, name of the key set, and file that holds it.
-    body:
-        The ciphertext, for ``predict``.
+    model, plan_id, key_set_id, keys:
+        Model, name of its plan, name of the key set, and file that holds it.
+    ciphertexts:
+        The encrypted input, for ``predict``.
     """
 
     kind: str
     model: str
+    plan_id: str
     key_set_id: str
     keys: Path
-    body: bytes = b""
+    ciphertexts: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,15 @@ class Outcome:
         What was to be done.
     header:
         ``ok``, and ``compute_us`` or the refusal.
-    body:
-        The reply ciphertext.
+    ciphertexts:
+        The encrypted reply.
     queue_us:
         How long the job waited.
     """
 
     job: Job
     header: dict[str, Any]
-    body: bytes
+    ciphertexts: tuple[bytes, ...]
     queue_us: int
 
 
@@ -101,6 +102,8 @@ class _Process:
                 "engine": settings.engine,
                 "cached_keys": settings.cached_keys,
                 "memory_mb": settings.worker_memory_mb,
+                "threads": settings.threads,
+                "key_budget": settings.key_budget,
             }
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "service.worker", str(theirs.fileno()), json.dumps(arguments)],
@@ -120,7 +123,7 @@ class _Process:
         with self._ending_when_lost():
             self._receive(self._settings.start_seconds, LARGEST_HEADER)
 
-    def call(self, job: Job) -> tuple[dict[str, Any], bytes]:
+    def call(self, job: Job) -> tuple[dict[str, Any], tuple[bytes, ...]]:
         """Have a job done.
 
         Raises
@@ -134,6 +137,8 @@ class _Process:
             "number": self._jobs,
             "job": job.kind,
             "model": job.model,
+            "plan_id": job.plan_id,
+            "sizes": [len(ciphertext) for ciphertext in job.ciphertexts],
             "key_set_id": job.key_set_id,
             "keys": str(job.keys),
             # A worker that has too much to forget forgets everything.
@@ -141,12 +146,13 @@ class _Process:
         }
         with self._ending_when_lost():
             self._connection.send_bytes(json.dumps(header).encode())
-            self._connection.send_bytes(job.body)
+            self._connection.send_bytes(b"".join(job.ciphertexts))
             self.forget.difference_update(forget)
             reply = json.loads(self._receive(self._settings.job_seconds, LARGEST_HEADER))
             if reply["number"] != self._jobs:
                 raise WorkerLostError(f"worker answered job {reply['number']} when {self._jobs} was asked")
-            return reply, self._receive(self._settings.job_seconds, None)
+            body = self._receive(self._settings.job_seconds, None)
+            return reply, apart(body, reply.get("sizes", []))
 
     def _receive(self, seconds: float, largest: int | None) -> bytes:
         if not self._connection.poll(seconds):
@@ -256,7 +262,7 @@ class WorkerPool:
         process = self._idle.get()
         queued = int((time.perf_counter() - submitted) * 1e6)
         try:
-            header, body = process.call(job)
+            header, ciphertexts = process.call(job)
         except WorkerLostError as error:
             if not self._closed:
                 log.error("worker lost", job=job.kind, why=str(error))
@@ -264,7 +270,7 @@ class WorkerPool:
             raise
         finally:
             self._idle.put(process)
-        return Outcome(job, header, body, queued)
+        return Outcome(job, header, ciphertexts, queued)
 
     def _replace(self, lost: _Process) -> _Process:
         lost.stop()

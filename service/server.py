@@ -50,7 +50,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         check_engine(settings.engine)
-        self.models = load_models(settings.bundles)
+        self.models = load_models(settings.bundles, settings.key_budget)
         self._store = KeyStore(settings.store, settings.store_limit_mb << 20, settings.upload_idle_hours * 3600)
         # Workers first: a process that is started after gRPC has threads is asking for trouble.
         self._pool = WorkerPool(settings)
@@ -68,7 +68,7 @@ class Service:
         self.port = self._listen()
 
     def _options(self, models: dict[str, Model]) -> list[tuple[str, int]]:
-        largest = max(model.largest_ciphertext for model in models.values()) + _ENVELOPE
+        largest = max(model.largest_request for model in models.values()) + _ENVELOPE
         return [
             # An encrypted image in one message, and nothing much larger: gRPC's own 4 MiB would do, but is not ours.
             ("grpc.max_receive_message_length", max(largest, _SMALLEST_LIMIT)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import threading
 from collections.abc import Iterator
@@ -15,9 +14,10 @@ import grpc
 import structlog
 from google.rpc import code_pb2
 
+from hemacrypt.plan import Plan
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
-from hemacrypt.wire import plan_to_message, preprocessing_to_message
+from hemacrypt.wire import digest, plan_to_message, preprocessing_to_message
 from service import errors
 from service.catalogue import Model
 from service.errors import Refused, answered, refuse, translated
@@ -69,7 +69,7 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
         model = self._model(request.name)
         return pb.GetModelResponse(
             model=_summary(model),
-            plan=plan_to_message(model.plan.public),
+            plans=[plan_to_message(plan.public) for plan in model.plans],
             preprocessing=preprocessing_to_message(model.bundle.manifest.preprocessing),
             largest_key_set=model.largest_key_set,
             largest_ciphertext=model.largest_ciphertext,
@@ -102,14 +102,14 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
         if self._store.status(header.key_set_id).ready:
             self._check_keys(header.key_set_id, model)
             return pb.RegisterKeysResponse(key_set_id=header.key_set_id)
-        info = KeySetInfo(model.name, model.plan.public.requirements_id)
+        info = KeySetInfo(model.name, model.plans[0].public.requirements_id)
         with self._store.upload(header.key_set_id, info, header.total_bytes, header.offset) as upload:
             for message in messages:
                 if message.WhichOneof("part") != "chunk":
                     raise errors.invalid("CHUNK_EXPECTED", "chunk", "after the header only chunks may follow")
                 upload.write(message.chunk)
             upload.check_complete()
-            job = Job("check_keys", model.name, header.key_set_id, upload.path)
+            job = Job("check_keys", model.name, header.plan_id, header.key_set_id, upload.path)
             try:
                 self._outcome(self._submit(job), context)
             except Refused as refusal:
@@ -225,26 +225,36 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
     def _admit(self, request: pb.PredictRequest, wait_seconds: float = 0.0) -> Future[Outcome]:
         """Check everything that can be checked without parsing the ciphertext, then queue it."""
         model = self._model(request.model)
-        self._check_plan(model, request.plan_id)
-        if not 0 < len(request.ciphertext) <= model.largest_ciphertext:
+        layout = self._check_plan(model, request.plan_id).public.input_layout
+        if len(request.ciphertexts) != layout.ciphertexts:
             raise errors.invalid(
                 "CIPHERTEXT_INVALID",
-                "ciphertext",
-                f"{len(request.ciphertext)} bytes; expected 1 to {model.largest_ciphertext}: one encrypted image",
+                "ciphertexts",
+                f"{len(request.ciphertexts)} ciphertexts; the plan lays its input over {layout.ciphertexts}",
             )
-        if hashlib.sha256(request.ciphertext).hexdigest() != request.ciphertext_sha256:
+        for ciphertext in request.ciphertexts:
+            if not 0 < len(ciphertext) <= model.largest_ciphertext:
+                raise errors.invalid(
+                    "CIPHERTEXT_INVALID",
+                    "ciphertexts",
+                    f"{len(ciphertext)} bytes; expected 1 to {model.largest_ciphertext}: one ciphertext",
+                )
+        if digest(request.ciphertexts) != request.ciphertext_sha256:
             raise errors.invalid(
                 "DIGEST_MISMATCH",
                 "ciphertext_sha256",
                 "the ciphertext does not hash to the digest sent with it; it was damaged on the way: send it again",
             )
         path = self._check_keys(request.key_set_id, model)
-        return self._submit(Job("predict", model.name, request.key_set_id, path, request.ciphertext), wait_seconds)
+        ciphertexts = tuple(request.ciphertexts)
+        return self._submit(
+            Job("predict", model.name, request.plan_id, request.key_set_id, path, ciphertexts), wait_seconds
+        )
 
     def _check_keys(self, key_set_id: str, model: Model) -> Path:
         """Return the file of a key set that serves a model."""
         path, info = self._store.path_of(key_set_id)
-        if info.requirements_id != model.plan.public.requirements_id:
+        if info.requirements_id != model.plans[0].public.requirements_id:
             raise errors.outdated(
                 "KEYS_FOR_OTHER_PARAMETERS",
                 key_set_id,
@@ -262,14 +272,16 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
         return model
 
     @staticmethod
-    def _check_plan(model: Model, plan_id: str) -> None:
-        if plan_id != model.plan.public.plan_id:
+    def _check_plan(model: Model, plan_id: str) -> Plan:
+        plan = model.plan(plan_id)
+        if plan is None:
             raise errors.outdated(
                 "PLAN_CHANGED",
                 model.name,
                 f"the request follows another plan of {model.name} than the service; "
                 "call GetModel again and generate keys for its plan",
             )
+        return plan
 
     def _submit(self, job: Job, wait_seconds: float = 0.0) -> Future[Outcome]:
         try:
@@ -359,11 +371,12 @@ def _remaining(context: grpc.ServicerContext) -> float:
 
 def _summary(model: Model) -> pb.ModelSummary:
     manifest: Any = model.bundle.manifest
-    return pb.ModelSummary(name=model.name, description=manifest.description, plan_id=model.plan.public.plan_id)
+    return pb.ModelSummary(name=model.name, description=manifest.description, plan_id=model.plans[0].public.plan_id)
 
 
 def _prediction(outcome: Outcome) -> pb.PredictResponse:
     timing = pb.Timing(queue_us=outcome.queue_us, compute_us=outcome.header["compute_us"])
     log.info("answered", model=outcome.job.model, queue_us=timing.queue_us, compute_us=timing.compute_us)
-    digest = hashlib.sha256(outcome.body).hexdigest()
-    return pb.PredictResponse(ciphertext=outcome.body, timing=timing, ciphertext_sha256=digest)
+    return pb.PredictResponse(
+        ciphertexts=outcome.ciphertexts, timing=timing, ciphertext_sha256=digest(outcome.ciphertexts)
+    )

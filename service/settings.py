@@ -34,7 +34,9 @@ class Settings(BaseSettings):
     engine: str = DEFAULT_ENGINE
     """Engine that evaluates; see ``hemacrypt.engines``."""
     workers: int = Field(default_factory=_cores, ge=1, le=256)
-    """Worker processes; each evaluates one image at a time on one core."""
+    """Worker processes; each evaluates one request at a time on as many cores as it has threads."""
+    threads: int = Field(1, ge=1, le=64)
+    """Threads that each worker gives to one request (engine `vector`): more answer sooner, fewer answer more."""
     queue: int = Field(64, ge=1, le=10_000)
     """Requests that may wait for a worker before new ones are refused."""
     job_seconds: float = Field(120.0, gt=0)
@@ -43,6 +45,8 @@ class Settings(BaseSettings):
     """How long a worker may take to become ready."""
     cached_keys: int = Field(8, ge=1, le=1000)
     """Key sets that each worker keeps loaded; one takes about 75 MB for the leukaemia model."""
+    key_budget_mb: int | None = Field(None, ge=1)
+    """Megabytes that a client's evaluation keys may take; fewer make the service slower. By default about 34."""
     worker_memory_mb: int = Field(4096, ge=512)
     """Address space that a worker may use; beyond it, it is stopped and started again."""
     store_limit_mb: int = Field(20_000, ge=1)
@@ -67,6 +71,11 @@ class Settings(BaseSettings):
                 "TLS needs both a certificate and its key; give --tls-certificate and --tls-key, or neither"
             )
         return self
+
+    @property
+    def key_budget(self) -> int | None:
+        """Bytes that a client's evaluation keys may take."""
+        return self.key_budget_mb and self.key_budget_mb * 1_000_000
 
     @property
     def loopback(self) -> bool:

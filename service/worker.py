@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,14 @@ class KeysDamagedError(Exception):
     """A stored key set no longer hashes to its name."""
 
 
+def apart(body: bytes, sizes: Sequence[int]) -> tuple[bytes, ...]:
+    """Take a frame apart into pieces of given sizes, which its header names."""
+    if sum(sizes) != len(body):
+        raise ValueError(f"a frame of {len(body)} bytes, its header names {sum(sizes)}")
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    return tuple(body[start : start + size] for start, size in zip(starts, sizes, strict=True))
+
+
 class Worker:
     """What a worker process does.
 
@@ -41,12 +50,19 @@ class Worker:
         Name of the engine.
     cached_keys:
         How many key sets stay loaded.
+    threads:
+        How many threads share one request.
+    key_budget:
+        Bytes that a client's keys may take on the wire.
     """
 
-    def __init__(self, bundles: list[Path], engine: str, cached_keys: int) -> None:
-        models = load_models(bundles)
-        self._engines: dict[str, Engine[Any]] = {
-            name: encrypted_engine(engine, model.plan) for name, model in models.items()
+    def __init__(
+        self, bundles: list[Path], engine: str, cached_keys: int, threads: int = 1, key_budget: int | None = None
+    ) -> None:
+        models = load_models(bundles, key_budget)
+        self._engines: dict[str, dict[str, Engine[Any]]] = {
+            name: {plan.public.plan_id: encrypted_engine(engine, plan, threads) for plan in model.plans}
+            for name, model in models.items()
         }
         self._cached_keys = cached_keys
         self._keys: OrderedDict[tuple[str, str], Any] = OrderedDict()
@@ -68,13 +84,14 @@ class Worker:
             return {"ok": True}, b""
         started = time.perf_counter()
         try:
-            reply = self._engines[header["model"]].evaluate(body, keys)
+            reply = self._engines[header["model"]][header["plan_id"]].evaluate(apart(body, header["sizes"]), keys)
         except FormatError as error:
             return {"ok": False, "refusal": "ciphertext", "field": error.field, "message": str(error)}, b""
         except (RuntimeError, ValueError) as error:
             # SEAL gave up in the middle, for which no sound ciphertext and keys are a reason known to us.
             return {"ok": False, "refusal": "engine", "error": type(error).__name__}, b""
-        return {"ok": True, "compute_us": int((time.perf_counter() - started) * 1e6)}, reply
+        compute = int((time.perf_counter() - started) * 1e6)
+        return {"ok": True, "compute_us": compute, "sizes": [len(content) for content in reply]}, b"".join(reply)
 
     def _load_keys(self, model: str, wanted: str, path: Path) -> Any:
         known = (model, wanted)
@@ -82,7 +99,9 @@ class Worker:
             blob = path.read_bytes()
             if key_set_id(blob) != wanted:
                 raise KeysDamagedError
-            keys = self._engines[model].load_keys(EvaluationKeys.from_bytes(blob))
+            # All plans of a model need the same keys, so whichever engine loads them serves the others.
+            engine = next(iter(self._engines[model].values()))
+            keys = engine.load_keys(EvaluationKeys.from_bytes(blob))
             while len(self._keys) >= self._cached_keys:
                 self._keys.popitem(last=False)
             self._keys[known] = keys
@@ -100,7 +119,13 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A core dump would write clients' keys and the model to disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    worker = Worker([Path(path) for path in settings["bundles"]], settings["engine"], settings["cached_keys"])
+    worker = Worker(
+        [Path(path) for path in settings["bundles"]],
+        settings["engine"],
+        settings["cached_keys"],
+        settings["threads"],
+        settings["key_budget"],
+    )
     connection.send_bytes(json.dumps({"ready": True}).encode())
     while True:
         try:

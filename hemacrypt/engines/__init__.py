@@ -12,8 +12,8 @@ from hemacrypt.plan import Plan
 __all__ = ["DEFAULT_ENGINE", "ENCRYPTED_ENGINES", "ClearEngine", "Engine", "check_engine", "encrypted_engine"]
 
 # Names of the engines that work on ciphertexts; `clear` never serves requests.
-ENCRYPTED_ENGINES = ("seal", "vector")
-DEFAULT_ENGINE = "seal"
+ENCRYPTED_ENGINES = ("vector", "seal")
+DEFAULT_ENGINE = "vector"
 
 
 def check_engine(name: str) -> None:

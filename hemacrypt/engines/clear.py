@@ -110,9 +110,8 @@ def square(step: SquareStep, slots: ComplexArray) -> ComplexArray:
     """Square as it is planned, shape (inputs, slots) -> (outputs, slots); the factor of parting is divided out."""
     if step.kind == "plain":
         return slots * slots
-    real, other = slots[::2], slots[1::2]
-    if step.kind == "parted":
-        real, other = slots.real, slots.imag
+    parted = step.kind == "parted"
+    real, other = (slots.real, slots.imag) if parted else (slots.real[::2], slots.real[1::2])
     joined = (real * real).astype(np.complex128)
     joined[: len(other)] += 1j * JOIN_FACTOR * other * other
     return joined

@@ -52,7 +52,7 @@ class SealEngine(Engine[SealKeys]):
         self._encoded = {
             number: self._encode_layer(step) for number, step in enumerate(plan.steps) if isinstance(step, LinearStep)
         }
-        # Joining multiplies by i times the square root of two, which a polynomial of four ones and zeros is in all slots.
+        # Joining multiplies by i times the square root of two: in all slots that is one small polynomial.
         root = np.full(parameters.slots, 1j * JOIN_FACTOR)
         self._roots = {
             step.level: self._encode(-root if step.kind == "parted" else root, step.level, 1.0)
@@ -146,7 +146,7 @@ class SealEngine(Engine[SealKeys]):
     def _square(self, step: SquareStep, values: list[SealObject], keys: SealKeys) -> list[SealObject]:
         evaluator = self._evaluators[step.level]
         if step.kind == "plain":
-            pairs = [(value, None) for value in values]
+            pairs: list[tuple[SealObject, SealObject]] = [(value, None) for value in values]
         elif step.kind == "joined":
             pairs = [(values[n], values[n + 1] if n + 1 < len(values) else None) for n in range(0, len(values), 2)]
         else:

@@ -51,7 +51,7 @@ def smallest_degree(squares: int, widest: int) -> int:
         if degree >= SMALLEST_DEGREE and bits <= limit:
             if widest > MOST_CIPHERTEXTS * degree // 2:
                 raise PlanError(
-                    f"a layer of {widest} values needs more than {MOST_CIPHERTEXTS} ciphertexts of {degree // 2} slots; "
+                    f"a layer of {widest} values needs over {MOST_CIPHERTEXTS} ciphertexts of {degree // 2} slots; "
                     "use a smaller image or fewer channels"
                 )
             return degree

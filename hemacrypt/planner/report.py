@@ -11,7 +11,7 @@ from rich.table import Table
 
 from hemacrypt import sealformat
 from hemacrypt.plan import LinearStep, Parameters, Plan
-from hemacrypt.planner.costs import plan_ms, step_ms
+from hemacrypt.planner.costs import key_bytes, one_key_bytes, plan_ms, step_ms
 
 # SEAL stores a 30-bit residue in 8 bytes and compresses with zstd: measured 4.45 bytes for a residue of random bits.
 _BYTES_PER_RESIDUE = 4.45
@@ -27,18 +27,6 @@ def full_ciphertext_bytes(parameters: Parameters, level: int) -> int:
     return 2 * seeded_ciphertext_bytes(parameters, level)
 
 
-def one_key_bytes(parameters: Parameters) -> int:
-    """Estimate the bytes of one seeded key-switching key on the wire: a polynomial for each digit and prime."""
-    digits = len(parameters.data_primes)
-    return round(digits * _BYTES_PER_RESIDUE * parameters.degree * (digits + 1))
-
-
-def evaluation_key_bytes(plan: Plan) -> int:
-    """Estimate the bytes of the seeded evaluation keys on the wire."""
-    keys = len(plan.public.rotation_steps) + int(plan.public.needs_relinearisation)
-    return keys * one_key_bytes(plan.parameters)
-
-
 def describe(plan: Plan) -> dict[str, Any]:
     """Return a plan as plain values: no weights, everything else that explains it."""
     parameters, public = plan.parameters, plan.public
@@ -50,13 +38,16 @@ def describe(plan: Plan) -> dict[str, Any]:
             "input_scale_bits": round(math.log2(step.input_scale), 2),
             "weight_scale_bits": round(math.log2(step.weight_scale), 2) if isinstance(step, LinearStep) else None,
             "output_scale_bits": round(math.log2(step.output_scale), 2),
-            "rotations": len(step.rotation_steps),
-            "keys": len(set(step.rotation_steps)) if isinstance(step, LinearStep) else 1,
+            "kind": "affine" if isinstance(step, LinearStep) else step.kind,
+            "inputs": step.inputs,
+            "outputs": step.outputs,
+            "rotations": len(step.rotations),
+            "keys": len(set(step.rotations)) + (not isinstance(step, LinearStep)),
             "multiplications": step.multiplications,
             "largest_value": peak,
             "error": error,
             "estimated_ms": round(step_ms(parameters, step), 1),
-            "ciphertext_bytes": full_ciphertext_bytes(parameters, step.level),
+            "ciphertext_bytes": step.inputs * full_ciphertext_bytes(parameters, step.level),
         }
         for step, peak, error in zip(plan.steps, plan.step_peaks, plan.step_errors, strict=True)
     ]
@@ -70,17 +61,26 @@ def describe(plan: Plan) -> dict[str, Any]:
         "modulus_bits": parameters.modulus_bits,
         "security_bits": 128,
         "steps": steps,
-        "rotation_steps": public.rotation_steps,
-        "relinearisation_key": public.needs_relinearisation,
+        "images": public.images,
+        "layouts": {
+            name: {
+                "ciphertexts": layout.ciphertexts,
+                "period": layout.period,
+                "imaginary": int(layout.flags.sum()),
+                "images": layout.images,
+            }
+            for name, layout in (("input", public.input_layout), ("output", public.output_layout))
+        },
+        "keys": [group._asdict() for group in public.keys],
         "logit_error_bound": public.logit_error_bound,
         "logit_limit": public.logit_limit,
         "magnitudes": "measured" if plan.calibrated else "worst case",
         "estimated_ms": round(plan_ms(parameters, plan.steps), 1),
         "bytes": {
-            "upload": seeded_ciphertext_bytes(parameters, parameters.top_level),
-            "largest_upload": sealformat.largest_ciphertext(parameters),
-            "reply": full_ciphertext_bytes(parameters, 0),
-            "evaluation_keys": evaluation_key_bytes(plan),
+            "upload": public.input_layout.ciphertexts * seeded_ciphertext_bytes(parameters, parameters.top_level),
+            "largest_upload": public.input_layout.ciphertexts * sealformat.largest_ciphertext(parameters),
+            "reply": public.output_layout.ciphertexts * full_ciphertext_bytes(parameters, 0),
+            "evaluation_keys": round(key_bytes(parameters, public.keys)),
         },
         "reasons": plan.reasons,
     }
@@ -110,19 +110,20 @@ def show(plan: Plan, console: Console) -> None:
             for step in told["steps"]
         ],
     )
-    key_megabytes = one_key_bytes(plan.parameters) / 1e6
+    degree = plan.parameters.degree
     _table(
         console,
         "What it costs",
-        ("step", "rotations", "multiplications", "ms (SEAL, one core)", "input kB", "keys MB, shared"),
+        ("step", "ciphertexts", "turns", "products", "ms, one core", "input kB", "keys MB, shared"),
         [
             (
                 step["name"],
+                f"{step['inputs']} → {step['outputs']}",
                 str(step["rotations"]),
                 str(step["multiplications"]),
-                f"{step['estimated_ms']:.0f}",
+                f"{step['estimated_ms']:.1f}",
                 f"{step['ciphertext_bytes'] / 1e3:.0f}",
-                f"{step['keys'] * key_megabytes:.1f}",
+                f"{step['keys'] * one_key_bytes(degree, step['level']) / 1e6:.1f}",
             )
             for step in told["steps"]
         ],
@@ -130,14 +131,13 @@ def show(plan: Plan, console: Console) -> None:
     sizes = told["bytes"]
     console.print(
         f"On the wire, about: image up {sizes['upload'] / 1e3:.0f} kB (seeded), reply {sizes['reply'] / 1e3:.0f} kB, "
-        f"evaluation keys {sizes['evaluation_keys'] / 1e6:.1f} MB once "
-        f"({len(told['rotation_steps'])} Galois keys for rotations by {', '.join(map(str, told['rotation_steps']))}"
-        f"{' and a relinearisation key' if told['relinearisation_key'] else ''})."
+        f"evaluation keys {sizes['evaluation_keys'] / 1e6:.1f} MB once ({plan.public.galois_keys} Galois keys and "
+        f"{sum(group.relinearise for group in plan.public.keys)} relinearisation keys, each for its level alone)."
     )
     console.print(
         f"Logits are off by at most {told['logit_error_bound']:.1e} (six standard deviations, copies averaged) and may "
         f"reach ±{told['logit_limit']:.0f}; magnitudes are {told['magnitudes']}. "
-        f"About {told['estimated_ms']:.0f} ms on one core with SEAL."
+        f"About {told['estimated_ms']:.0f} ms on one core for {told['images']} image{'s' * (told['images'] > 1)}."
     )
     for reason in told["reasons"]:
         console.print(f"· {reason}", highlight=False)

@@ -163,8 +163,7 @@ class VectorEngine(Engine[VectorKeys]):
         with self._running() as run:
             results = run.evaluate(values, keys)
             return [
-                sealformat.ciphertext_stream(result, parameters, public.output_scale, _SEAL_MINOR)
-                for result in results
+                sealformat.ciphertext_stream(result, parameters, public.output_scale, _SEAL_MINOR) for result in results
             ]
 
     @contextmanager
@@ -189,7 +188,8 @@ class VectorEngine(Engine[VectorKeys]):
         ring, parameters = self._rings[step.level], self.plan.parameters
         rows, tiles = step.level + 2, parameters.degree // kernels.TILE
         diagonals = np.empty((rows, tiles, len(step.diagonals), kernels.TILE), dtype=np.uint32)
-        starts, which = [0], []
+        starts: list[int] = [0]
+        which: list[int] = []
         # Diagonals lie in the order in which the sums take them.
         for giants in step.giants:
             for terms in giants:
@@ -239,7 +239,7 @@ def _switches(ring: Ring, found: dict[int, list[sealformat.Residues]]) -> _Switc
 
 
 class _Memory:
-    """Arrays that are written anew in every request, allocated once: fresh pages would cost more than the arithmetic."""
+    """Arrays that every request writes anew, allocated once: fresh pages would cost more than the arithmetic."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Words] = {}

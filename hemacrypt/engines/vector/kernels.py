@@ -27,7 +27,6 @@ from hemacrypt.engines.vector.lanes import (
     spread,
     spread_wide,
     store,
-    times,
     under,
     under_both,
 )
@@ -381,7 +380,7 @@ def _rotate_segment(
     tables: Any,
     adding: Any,
 ) -> None:
-    """Rotate the residues of one row from ``low`` on; into rows x and y of the result, or, with ``adding``, onto them."""
+    """Rotate the residues of one row from ``low`` on, into rows x and y of the result or, with ``adding``, onto them."""
     level, count = digits.shape[0], digits.shape[2]
     step, each = (level + 1) * count, keys.size // keys.shape[0]
     flat_digits, flat_keys = digits.reshape(-1), keys.reshape(-1)
