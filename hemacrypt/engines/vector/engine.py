@@ -23,6 +23,7 @@ import numpy.typing as npt
 from hemacrypt import sealformat
 from hemacrypt.engines.base import Engine
 from hemacrypt.engines.vector import kernels, turns
+from hemacrypt.engines.vector.cache import DiagonalCache
 from hemacrypt.engines.vector.evaluator import expand, switching_key
 from hemacrypt.engines.vector.ntt import Words
 from hemacrypt.engines.vector.ring import Ring
@@ -112,12 +113,15 @@ class VectorEngine(Engine[VectorKeys]):
         The plan, weights included.
     threads:
         How many threads share one request.
+    cache:
+        Where encoded diagonals are kept between runs; nowhere when None.
     """
 
     name: ClassVar[str] = "vector"
 
-    def __init__(self, plan: Plan, threads: int = 1) -> None:
+    def __init__(self, plan: Plan, threads: int = 1, cache: DiagonalCache | None = None) -> None:
         super().__init__(plan)
+        self._cache = cache
         # At each level the chain ends with the primes that are left there: keys are made for no others.
         self._rings = {step.level: Ring(plan.parameters.truncated(step.level)) for step in plan.steps}
         self._threads = threads
@@ -186,31 +190,44 @@ class VectorEngine(Engine[VectorKeys]):
 
     def _encode_layer(self, step: LinearStep) -> _Encoded:
         ring, parameters = self._rings[step.level], self.plan.parameters
-        rows, tiles = step.level + 2, parameters.degree // kernels.TILE
-        diagonals = np.empty((rows, tiles, len(step.diagonals), kernels.TILE), dtype=np.uint32)
-        starts: list[int] = [0]
-        which: list[int] = []
-        # Diagonals lie in the order in which the sums take them.
-        for giants in step.giants:
-            for terms in giants:
-                for term in terms:
-                    diagonal = step.diagonals[term.diagonal]
-                    encoded = self._encode(diagonal, step.weight_scale, step.level, extended=True)
-                    diagonals[:, :, len(which)] = encoded.reshape(rows, tiles, kernels.TILE)
-                    which.append(term.copy)
-                starts.append(len(which))
+        terms = [term for giants in step.giants for giant in giants for term in giant]
+        counts = [len(giant) for giants in step.giants for giant in giants]
+        diagonals = self._diagonals(step, [term.diagonal for term in terms])
         if not diagonals.any():
             raise PlanError(f"{step.name}: all weights are so small that they round to zero; scale the layer up")
         return _Encoded(
             diagonals=diagonals,
             biases=np.stack([ring.encode(bias, step.output_scale, step.level) for bias in step.bias]),
-            starts=np.array(starts, dtype=np.int64),
-            which=np.array(which, dtype=np.int64),
-            numbers=np.arange(len(which)),
+            starts=np.cumsum([0, *counts], dtype=np.int64),
+            which=np.array([term.copy for term in terms], dtype=np.int64),
+            numbers=np.arange(len(terms)),
             openings=tuple(self._openings(step)),
             giant=parameters.galois_element(step.giant_step),
             turns=tuple(tuple(parameters.galois_element(*turn) for turn in group) for group in step.turns),
         )
+
+    def _diagonals(self, step: LinearStep, order: list[int]) -> Words:
+        """Encode diagonals over QP, in the order in which the sums take them; shape (k + 1, N / 64, diagonals, 64)."""
+        rows, tiles = step.level + 2, self.plan.parameters.degree // kernels.TILE
+
+        def make(out: Words) -> None:
+            for place, number in enumerate(order):
+                encoded = self._encode(step.diagonals[number], step.weight_scale, step.level, extended=True)
+                out[:, :, place] = encoded.reshape(rows, tiles, kernels.TILE)
+
+        shape = (rows, tiles, len(order), kernels.TILE)
+        if self._cache is None:
+            out = np.empty(shape, dtype=np.uint32)
+            make(out)
+            return out
+        parameters = self._rings[step.level].parameters
+        parts: list[bytes | memoryview] = [
+            parameters.parms_id(),
+            step.weight_scale.hex().encode(),
+            np.array(order, dtype="<i8").tobytes(),
+            np.ascontiguousarray(step.diagonals).view(np.uint8).data,
+        ]
+        return self._cache.get(parts, shape, make)
 
     def _openings(self, step: LinearStep) -> Iterator[_Opening]:
         """Put copies with one parent together."""
