@@ -170,6 +170,24 @@ class VectorEngine(Engine[VectorKeys]):
                 sealformat.ciphertext_stream(result, parameters, public.output_scale, _SEAL_MINOR) for result in results
             ]
 
+    def warm_up(self) -> None:
+        """Evaluate nothing with keys that are zero: compiles every kernel, or loads it, and touches the memory."""
+        parameters, public = self.plan.parameters, self.plan.public
+        levels: dict[int, _Switches] = {}
+        for group in public.keys:
+            ring = self._rings.get(group.level) or Ring(parameters.truncated(group.level))
+            primes = (*parameters.data_primes[: group.level + 1], parameters.special_prime)
+            blank = np.zeros((1, len(primes), parameters.degree), dtype=np.uint64)
+            component = expand(ring, sealformat.Residues(blank, bytes(64)))
+            key = kernels.interleaved(np.stack([component] * (group.level + 1)).reshape(-1, *component.shape[1:]))
+            key = key.reshape(1, *key.shape[:2], group.level + 1, 2, kernels.TILE)
+            elements = (*([1] if group.relinearise else []), *group.elements)
+            order = np.stack([ring.automorphism(1)])
+            levels[group.level] = _Switches(key, order, dict.fromkeys(elements, 0))
+        shape = (public.input_layout.ciphertexts, 2, parameters.top_level + 1, parameters.degree)
+        with self._running() as run:
+            run.evaluate(np.zeros(shape, dtype=np.uint32), VectorKeys(levels))
+
     @contextmanager
     def _running(self) -> Iterator[_Run]:
         """Lend out working memory and a team of threads; requests at the same time have their own."""
