@@ -38,24 +38,33 @@ _SEAL_MINOR = 3
 Numbers = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
 class _Switches:
-    """Keys of one level.
+    """Keys of one level; those that are used together are laid out together, once.
 
-    Attributes
+    Parameters
     ----------
     keys:
-        In Montgomery form, Galois keys moved against their rotations, components interleaved; shape
-        (keys, k + 1, N / 64, k, 2, 64).
+        For each Galois element its key in Montgomery form, moved against the rotation; shape (k, 2, k + 1, N). That of
+        element 1 is the relinearisation key.
     orders:
-        Automorphism of each key, shape (keys, N).
-    index:
-        Number of the key for each Galois element; that of 1 is the relinearisation key.
+        For each Galois element its automorphism, shape (N,).
     """
 
-    keys: Words
-    orders: npt.NDArray[np.int32]
-    index: dict[int, int]
+    def __init__(self, keys: dict[int, Words], orders: dict[int, npt.NDArray[np.int32]]) -> None:
+        self._keys, self._orders = keys, orders
+        self._laid: dict[tuple[int, ...], tuple[Words, npt.NDArray[np.int32]]] = {}
+        self._lock = threading.Lock()
+
+    def together(self, elements: tuple[int, ...]) -> tuple[Words, npt.NDArray[np.int32]]:
+        """Return keys and automorphisms of some elements, as kernels take them."""
+        with self._lock:
+            if elements not in self._laid:
+                degree = len(next(iter(self._orders.values())))
+                orders = np.array([self._orders[element] for element in elements], np.int32).reshape(-1, degree)
+                shape = next(iter(self._keys.values())).shape
+                keys = np.array([self._keys[element] for element in elements], np.uint32).reshape(-1, *shape)
+                self._laid[elements] = (kernels.arranged(keys, orders), orders)
+            return self._laid[elements]
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,12 +232,10 @@ class VectorEngine(Engine[VectorKeys]):
             ring = self._rings.get(group.level) or Ring(parameters.truncated(group.level))
             primes = (*parameters.data_primes[: group.level + 1], parameters.special_prime)
             blank = np.zeros((1, len(primes), parameters.degree), dtype=np.uint64)
-            component = expand(ring, sealformat.Residues(blank, bytes(64)))
-            key = kernels.interleaved(np.stack([component] * (group.level + 1)).reshape(-1, *component.shape[1:]))
-            key = key.reshape(1, *key.shape[:2], group.level + 1, 2, kernels.TILE)
+            component = sealformat.Residues(blank, bytes(64))
+            key, order = switching_key(ring, [component] * (group.level + 1)), ring.automorphism(1)
             elements = (*([1] if group.relinearise else []), *group.elements)
-            order = np.stack([ring.automorphism(1)])
-            levels[group.level] = _Switches(key, order, dict.fromkeys(elements, 0))
+            levels[group.level] = _Switches(dict.fromkeys(elements, key), dict.fromkeys(elements, order))
         shape = (public.input_layout.ciphertexts, 2, parameters.top_level + 1, parameters.degree)
         with self._running() as run:
             run.evaluate(np.zeros(shape, dtype=np.uint32), VectorKeys(levels))
@@ -293,17 +300,14 @@ class VectorEngine(Engine[VectorKeys]):
 
 
 def _switches(ring: Ring, found: dict[int, list[sealformat.Residues]]) -> _Switches:
-    """Expand keys, given by their Galois elements, and lay them out in the order in which they are read."""
-    orders = np.stack([ring.automorphism(element) for element in found])
-    index = {element: number for number, element in enumerate(found)}
-    keys: list[Words] = []
-    for order, element in zip(orders, list(found), strict=True):
+    """Expand keys, given by their Galois elements."""
+    orders = {element: ring.automorphism(element) for element in found}
+    keys: dict[int, Words] = {}
+    for element, order in orders.items():
         key = switching_key(ring, found.pop(element))
-        moved = np.empty_like(key)
-        moved[..., order] = key
-        laid = kernels.interleaved(moved.reshape(-1, *moved.shape[2:]))
-        keys.append(laid.reshape(*laid.shape[:2], *moved.shape[:2], kernels.TILE))
-    return _Switches(np.stack(keys), orders, index)
+        keys[element] = np.empty_like(key)
+        keys[element][..., order] = key
+    return _Switches(keys, orders)
 
 
 class _Memory:
@@ -342,6 +346,7 @@ class _Run:
         memory.reserve("coefficients", primes, degree)
         memory.reserve("second", primes, degree)
         memory.reserve("scratch", primes + 1, degree)
+        memory.reserve("nothing", 2, primes + 1, degree)
         for side in ("even", "odd"):
             memory.reserve(side, 2, primes + 1, degree)
             memory.reserve(f"values {side}", step.inputs, 2, primes, degree)
@@ -355,7 +360,6 @@ class _Run:
             memory.reserve("product", 3, primes, degree)
             memory.reserve("parts", 2, 2, primes, degree)
             memory.reserve("conjugated", 2, primes, degree)
-            memory.reserve("nothing", 2, primes + 1, degree)
 
     def evaluate(self, values: Words, keys: VectorKeys) -> list[Words]:
         """Evaluate all steps; values and results of shape (ciphertexts, 2, primes, N)."""
@@ -424,8 +428,9 @@ class _Part:
             if place < step.inputs:
                 self._all(turns.open_fresh(values[place, 1], self._work[0], digits, *self._met))
                 continue
-            parent, made = copies[rotations.opened[origin], 0], copies[place : place + 1]
-            kernels.rotate_many(all_digits[origin], parent, *self._keys((element,)), made, *self._share)
+            parent, nothing = copies[rotations.opened[origin], 0], self._over_qp("nothing")
+            keys = self._keys((element,))
+            kernels.rotate_add(all_digits[origin], parent, *keys, nothing, copies[place], *self._share)
             self._team.barrier()
             self._all(turns.open_copy(copies[place, 1], self._scratch, self._second, self._work[0], digits, *self._met))
         return all_digits
@@ -492,11 +497,12 @@ class _Part:
         shape = (2, self._primes + 1, self._degree)
         return self._memory.array(name, *(shape if count is None else (count, *shape)))
 
-    def _keys(self, elements: tuple[int, ...]) -> tuple[Words, Numbers, npt.NDArray[np.int32]]:
-        switches = self._switches
-        assert switches is not None  # noqa: S101 - the plan lists every key that its steps use
-        which = np.array([switches.index[element] for element in elements], dtype=np.int64)
-        return switches.keys, which, switches.orders
+    def _keys(self, elements: tuple[int, ...]) -> tuple[Words, npt.NDArray[np.int32]]:
+        if self._switches is None:
+            # A map that rotates nothing at a level without keys.
+            none = np.empty((self._primes + 1, self._degree // kernels.SEGMENT, 0, 16, self._primes, 2, kernels.TILE))
+            return none.astype(np.uint32), np.empty((0, self._degree), dtype=np.int32)
+        return self._switches.together(elements)
 
     @staticmethod
     def _all(came: bool) -> None:
