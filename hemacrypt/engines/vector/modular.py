@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+import numba.extending
 import numpy as np
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
@@ -23,6 +24,11 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 def kernel(function: Kernel) -> Kernel:
     """Compile a function: without the GIL, without bounds checks (lengths are checked before), cached on disk."""
     return cast("Kernel", numba.njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")(function))
+
+
+def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function that kernels call out of one that generates LLVM code; see `numba.extending.intrinsic`."""
+    return cast("Callable[..., Any]", numba.extending.intrinsic(function))
 
 
 @kernel
@@ -56,6 +62,18 @@ def montgomery(total: Any, prime: Any, inverse: Any) -> Any:
     value = np.uint32((total >> np.uint64(32)) + np.uint64(prime) - (multiple >> np.uint64(32)))
     value = below(value, np.uint32(2 * prime))
     return below(value, prime)
+
+
+@kernel
+def companion(factor: Any, prime: Any) -> Any:
+    """Return Shoup's companion ``floor(factor * 2^32 / prime)`` of one constant below the prime."""
+    return np.uint32((np.uint64(factor) << np.uint64(32)) // np.uint64(prime))
+
+
+@kernel
+def share(total: Any, part: Any, parts: Any) -> Any:
+    """Return where share number ``part`` of ``total`` units of work starts and stops; shares differ by one at most."""
+    return total * part // parts, total * (part + 1) // parts
 
 
 def shoup_of(factors: np.typing.NDArray[np.uint64], prime: int) -> np.typing.NDArray[np.uint32]:

@@ -2,8 +2,9 @@
 
 Forward, it evaluates a polynomial of degree N at the odd powers of a 2N-th root of unity, in bit-reversed order, by
 Cooley-Tukey butterflies; back by Gentleman-Sande. Values stay below 4q between stages and are reduced at the end
-(Harvey 2014, §3). Two stages are taken at a time; the last three work on groups of eight neighbours, with the vector
-lanes across the groups, for there neighbours are too close together to fill a vector.
+(Harvey 2014, §3). Two or three stages are taken at a time, so that residues are loaded and stored less often. The last
+four stages forward, and the first four back, work within blocks of sixteen neighbours, that is within a vector; there
+lanes of two vectors change places between the stages.
 """
 
 from __future__ import annotations
@@ -14,7 +15,32 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.engines.vector.modular import below, kernel, shoup_of, shoup_product
+from hemacrypt.engines.vector.lanes import (
+    LANES,
+    evens,
+    first_1,
+    first_2,
+    first_4,
+    first_8,
+    load,
+    load_2,
+    load_4,
+    load_8,
+    mixed_high,
+    mixed_low,
+    odds,
+    second_1,
+    second_2,
+    second_4,
+    second_8,
+    spread,
+    spread_wide,
+    store,
+    times,
+    times_each,
+    under,
+)
+from hemacrypt.engines.vector.modular import below, companion, kernel, shoup_of, shoup_product
 
 Words = npt.NDArray[np.uint32]
 
@@ -92,126 +118,322 @@ def _smallest_root(prime: int, order: int) -> int:
 
 
 @kernel
-def forward(values: Any, roots: Any, shoup: Any, prime: Any) -> None:
-    """Transform in place; values may be any number below 4q, results are below q. Shape (N,), N at least 16."""
+def _up(a: Any, b: Any, w: Any, s: Any, prime: Any, double: Any) -> Any:
+    """Take Cooley and Tukey's butterfly, a ± w * b: from below 4q to below 4q, one factor for all lanes."""
+    a, b = under(a, double), times(b, w, s, prime)
+    return a + b, a + double - b
+
+
+@kernel
+def _up_each(a: Any, b: Any, w: Any, s: Any, prime: Any, double: Any) -> Any:
+    """Take Cooley and Tukey's butterfly with a factor for every lane."""
+    a, b = under(a, double), times_each(b, w, s, prime)
+    return a + b, a + double - b
+
+
+@kernel
+def _down(a: Any, b: Any, w: Any, s: Any, prime: Any, double: Any) -> Any:
+    """Take Gentleman and Sande's butterfly, a + b and w * (a - b): from below 2q to below 2q, one factor."""
+    return under(a + b, double), times(a + double - b, w, s, prime)
+
+
+@kernel
+def _down_each(a: Any, b: Any, w: Any, s: Any, prime: Any, double: Any) -> Any:
+    """Take Gentleman and Sande's butterfly with a factor for every lane."""
+    return under(a + b, double), times_each(a + double - b, w, s, prime)
+
+
+@kernel
+def _down_last(a: Any, b: Any, scale: Any, w: Any, s: Any, prime: Any, double: Any) -> Any:
+    """Take Gentleman and Sande's butterfly; unless ``scale`` is None, scale the sum as well, and reduce both."""
+    if scale is None:
+        return _down(a, b, w, s, prime, double)
+    up, up_shoup = scale
+    return under(times(a + b, up, up_shoup, prime), prime), under(times(a + double - b, w, s, prime), prime)
+
+
+@kernel
+def _root(roots: Any, shoup: Any, place: Any) -> Any:
+    """Return a root in all lanes and its companion in all wide ones, as `lanes.times` takes them."""
+    return spread(roots[place]), spread_wide(np.uint64(shoup[place]))
+
+
+@kernel
+def _last_root(roots: Any, shoup: Any, place: Any, prime: Any, scale: Any) -> Any:
+    """Return 1 / N in all lanes, or None if ``scale`` is None, and a root for the last stage back, times 1 / N."""
+    if scale is None:
+        root, root_shoup = _root(roots, shoup, place)
+        return None, root, root_shoup
+    factor, factor_shoup = scale
+    root = below(shoup_product(roots[place], factor, factor_shoup, prime), prime)
+    both = spread(factor), spread_wide(np.uint64(factor_shoup))
+    return both, spread(root), spread_wide(np.uint64(companion(root, prime)))
+
+
+@kernel
+def _middle_stages(count: Any) -> Any:
+    """Count the stages outside blocks of sixteen."""
+    stages = -4
+    while count > 1:
+        count, stages = count >> 1, stages + 1
+    return stages
+
+
+@kernel
+def _at_once(stages: Any) -> Any:
+    """Return how many of so many stages to take next, three or two, so that never a single one is left."""
+    return 3 if stages == 3 or stages > 4 else 2
+
+
+@kernel
+def _up_three(source: Any, target: Any, start: Any, reach: Any, block: Any, roots: Any, shoup: Any, prime: Any) -> None:
+    """Take three stages forward: residues ``start + 0 … 8 * reach - 1``, which are number ``block`` of their kind.
+
+    ``block`` counts on from 1, 2, 4 … as roots do: block b of a stage splits into 2b and 2b + 1.
+    """
+    q, double = spread(prime), spread(np.uint32(2 * prime))
+    w1, s1 = _root(roots, shoup, block)
+    w2, s2 = _root(roots, shoup, 2 * block)
+    w3, s3 = _root(roots, shoup, 2 * block + 1)
+    w4, s4 = _root(roots, shoup, 4 * block)
+    w5, s5 = _root(roots, shoup, 4 * block + 1)
+    w6, s6 = _root(roots, shoup, 4 * block + 2)
+    w7, s7 = _root(roots, shoup, 4 * block + 3)
+    for n in range(start, start + reach, LANES):
+        a, b = load(source, n), load(source, n + reach)
+        c, d = load(source, n + 2 * reach), load(source, n + 3 * reach)
+        e, f = load(source, n + 4 * reach), load(source, n + 5 * reach)
+        g, h = load(source, n + 6 * reach), load(source, n + 7 * reach)
+        a, e = _up(a, e, w1, s1, q, double)
+        b, f = _up(b, f, w1, s1, q, double)
+        c, g = _up(c, g, w1, s1, q, double)
+        d, h = _up(d, h, w1, s1, q, double)
+        a, c = _up(a, c, w2, s2, q, double)
+        b, d = _up(b, d, w2, s2, q, double)
+        e, g = _up(e, g, w3, s3, q, double)
+        f, h = _up(f, h, w3, s3, q, double)
+        a, b = _up(a, b, w4, s4, q, double)
+        c, d = _up(c, d, w5, s5, q, double)
+        e, f = _up(e, f, w6, s6, q, double)
+        g, h = _up(g, h, w7, s7, q, double)
+        store(target, n, a)
+        store(target, n + reach, b)
+        store(target, n + 2 * reach, c)
+        store(target, n + 3 * reach, d)
+        store(target, n + 4 * reach, e)
+        store(target, n + 5 * reach, f)
+        store(target, n + 6 * reach, g)
+        store(target, n + 7 * reach, h)
+
+
+@kernel
+def _up_two(source: Any, target: Any, start: Any, reach: Any, block: Any, roots: Any, shoup: Any, prime: Any) -> None:
+    """Take two stages forward, over ``4 * reach`` residues; see `_up_three`."""
+    q, double = spread(prime), spread(np.uint32(2 * prime))
+    w1, s1 = _root(roots, shoup, block)
+    w2, s2 = _root(roots, shoup, 2 * block)
+    w3, s3 = _root(roots, shoup, 2 * block + 1)
+    for n in range(start, start + reach, LANES):
+        a, b = load(source, n), load(source, n + reach)
+        c, d = load(source, n + 2 * reach), load(source, n + 3 * reach)
+        a, c = _up(a, c, w1, s1, q, double)
+        b, d = _up(b, d, w1, s1, q, double)
+        a, b = _up(a, b, w2, s2, q, double)
+        c, d = _up(c, d, w3, s3, q, double)
+        store(target, n, a)
+        store(target, n + reach, b)
+        store(target, n + 2 * reach, c)
+        store(target, n + 3 * reach, d)
+
+
+@kernel
+def _up_last(values: Any, start: Any, stop: Any, roots: Any, shoup: Any, prime: Any) -> None:
+    """Take the last four stages forward, within blocks of sixteen neighbours, and reduce; two blocks at a time."""
     count = values.shape[0]
-    double = np.uint32(2 * prime)
-    blocks, reach = 1, count >> 1
-    while reach >= 16:
-        half = reach >> 1
-        for block in range(blocks):
-            w1, s1 = roots[blocks + block], shoup[blocks + block]
-            w2, s2 = roots[2 * (blocks + block)], shoup[2 * (blocks + block)]
-            w3, s3 = roots[2 * (blocks + block) + 1], shoup[2 * (blocks + block) + 1]
-            start = 2 * block * reach
-            x0 = values[start : start + half]
-            x1 = values[start + half : start + reach]
-            x2 = values[start + reach : start + reach + half]
-            x3 = values[start + reach + half : start + 2 * reach]
-            for j in range(half):
-                a, b = below(x0[j], double), below(x1[j], double)
-                c, d = shoup_product(x2[j], w1, s1, prime), shoup_product(x3[j], w1, s1, prime)
-                e, f = np.uint32(a + c), np.uint32(a + double - c)
-                g = shoup_product(np.uint32(b + d), w2, s2, prime)
-                h = shoup_product(np.uint32(b + double - d), w3, s3, prime)
-                e, f = below(e, double), below(f, double)
-                x0[j], x1[j] = np.uint32(e + g), np.uint32(e + double - g)
-                x2[j], x3[j] = np.uint32(f + h), np.uint32(f + double - h)
-        blocks, reach = blocks << 2, reach >> 2
-    if reach == 8:
-        for block in range(blocks):
-            w1, s1 = roots[blocks + block], shoup[blocks + block]
-            x0, x1 = values[16 * block : 16 * block + 8], values[16 * block + 8 : 16 * block + 16]
-            for j in range(8):
-                a, b = below(x0[j], double), shoup_product(x1[j], w1, s1, prime)
-                x0[j], x1[j] = np.uint32(a + b), np.uint32(a + double - b)
-        blocks, reach = blocks << 1, reach >> 1
-    groups = count >> 3
-    r1, t1 = roots[groups : 2 * groups], shoup[groups : 2 * groups]
-    r2, t2 = roots[2 * groups : 4 * groups], shoup[2 * groups : 4 * groups]
-    r4, t4 = roots[4 * groups :], shoup[4 * groups :]
-    for g in range(groups):
-        k = 8 * g
-        a0, a1, a2, a3 = values[k], values[k + 1], values[k + 2], values[k + 3]
-        w1, s1 = r1[g], t1[g]
-        b0 = shoup_product(values[k + 4], w1, s1, prime)
-        b1 = shoup_product(values[k + 5], w1, s1, prime)
-        b2 = shoup_product(values[k + 6], w1, s1, prime)
-        b3 = shoup_product(values[k + 7], w1, s1, prime)
-        a0, a1, a2, a3 = below(a0, double), below(a1, double), below(a2, double), below(a3, double)
-        a4, a5 = np.uint32(a0 + double - b0), np.uint32(a1 + double - b1)
-        a6, a7 = np.uint32(a2 + double - b2), np.uint32(a3 + double - b3)
-        a0, a1, a2, a3 = np.uint32(a0 + b0), np.uint32(a1 + b1), np.uint32(a2 + b2), np.uint32(a3 + b3)
-        w1, s1, w2, s2 = r2[2 * g], t2[2 * g], r2[2 * g + 1], t2[2 * g + 1]
-        b0, b1 = shoup_product(a2, w1, s1, prime), shoup_product(a3, w1, s1, prime)
-        b2, b3 = shoup_product(a6, w2, s2, prime), shoup_product(a7, w2, s2, prime)
-        a0, a1, a4, a5 = below(a0, double), below(a1, double), below(a4, double), below(a5, double)
-        a2, a3 = np.uint32(a0 + double - b0), np.uint32(a1 + double - b1)
-        a6, a7 = np.uint32(a4 + double - b2), np.uint32(a5 + double - b3)
-        a0, a1, a4, a5 = np.uint32(a0 + b0), np.uint32(a1 + b1), np.uint32(a4 + b2), np.uint32(a5 + b3)
-        b0 = shoup_product(a1, r4[4 * g], t4[4 * g], prime)
-        b1 = shoup_product(a3, r4[4 * g + 1], t4[4 * g + 1], prime)
-        b2 = shoup_product(a5, r4[4 * g + 2], t4[4 * g + 2], prime)
-        b3 = shoup_product(a7, r4[4 * g + 3], t4[4 * g + 3], prime)
-        a0, a2, a4, a6 = below(a0, double), below(a2, double), below(a4, double), below(a6, double)
-        values[k] = below(below(np.uint32(a0 + b0), double), prime)
-        values[k + 1] = below(below(np.uint32(a0 + double - b0), double), prime)
-        values[k + 2] = below(below(np.uint32(a2 + b1), double), prime)
-        values[k + 3] = below(below(np.uint32(a2 + double - b1), double), prime)
-        values[k + 4] = below(below(np.uint32(a4 + b2), double), prime)
-        values[k + 5] = below(below(np.uint32(a4 + double - b2), double), prime)
-        values[k + 6] = below(below(np.uint32(a6 + b3), double), prime)
-        values[k + 7] = below(below(np.uint32(a6 + double - b3), double), prime)
+    q, double = spread(prime), spread(np.uint32(2 * prime))
+    for n in range(start, stop, 2 * LANES):
+        # One vector holds the upper inputs of sixteen butterflies, the other the lower ones. The picks keep their
+        # groups in order, so that the roots are neighbours in their table.
+        x, y = load(values, n), load(values, n + LANES)
+        place = (count + n) >> 4
+        a, b = _up_each(first_8(x, y), second_8(x, y), load_2(roots, place), load_2(shoup, place), q, double)
+        place = (count + n) >> 3
+        x, y = first_4(a, b), second_4(a, b)
+        a, b = _up_each(x, y, load_4(roots, place), load_4(shoup, place), q, double)
+        place = (count + n) >> 2
+        x, y = first_2(a, b), second_2(a, b)
+        a, b = _up_each(x, y, load_8(roots, place), load_8(shoup, place), q, double)
+        place = (count + n) >> 1
+        x, y = first_1(a, b), second_1(a, b)
+        a, b = _up_each(x, y, load(roots, place), load(shoup, place), q, double)
+        a, b = under(under(a, double), q), under(under(b, double), q)
+        store(values, n, mixed_low(a, b))
+        store(values, n + LANES, mixed_high(a, b))
+
+
+@kernel
+def forward_into(source: Any, target: Any, roots: Any, shoup: Any, prime: Any) -> None:
+    """Transform into another array; ``source`` may be any number below 4q, results are below q.
+
+    Parameters
+    ----------
+    source:
+        Shape (N,), N at least 256.
+    target:
+        Written; shape (N,). May be ``source`` itself.
+    """
+    count = source.shape[0]
+    stages = _middle_stages(count)
+    # What comes first is taken over the whole polynomial, the rest piece by piece, each of which stays in the
+    # first-level cache.
+    done = _at_once(stages)
+    size = count >> done
+    if done == 3:
+        _up_three(source, target, 0, size, 1, roots, shoup, prime)
+    else:
+        _up_two(source, target, 0, size, 1, roots, shoup, prime)
+    for base in range(0, count, size):
+        reach, left = size, stages - done
+        while left > 0:
+            whole = reach
+            if _at_once(left) == 3:
+                reach, left = reach >> 3, left - 3
+                for start in range(base, base + size, whole):
+                    _up_three(target, target, start, reach, (count + start) // whole, roots, shoup, prime)
+            else:
+                reach, left = reach >> 2, left - 2
+                for start in range(base, base + size, whole):
+                    _up_two(target, target, start, reach, (count + start) // whole, roots, shoup, prime)
+        _up_last(target, base, base + size, roots, shoup, prime)
+
+
+@kernel
+def forward(values: Any, roots: Any, shoup: Any, prime: Any) -> None:
+    """Transform in place; values may be any number below 4q, results are below q. Shape (N,), N at least 256."""
+    forward_into(values, values, roots, shoup, prime)
+
+
+@kernel
+def _down_first(source: Any, target: Any, start: Any, stop: Any, roots: Any, shoup: Any, prime: Any) -> None:
+    """Take the first four stages back, within blocks of sixteen neighbours; the mirror image of `_up_last`."""
+    count = source.shape[0]
+    q, double = spread(prime), spread(np.uint32(2 * prime))
+    for n in range(start, stop, 2 * LANES):
+        x, y = load(source, n), load(source, n + LANES)
+        place = (count + n) >> 1
+        a, b = _down_each(evens(x, y), odds(x, y), load(roots, place), load(shoup, place), q, double)
+        place = (count + n) >> 2
+        x, y = first_1(a, b), second_1(a, b)
+        a, b = _down_each(x, y, load_8(roots, place), load_8(shoup, place), q, double)
+        place = (count + n) >> 3
+        x, y = first_2(a, b), second_2(a, b)
+        a, b = _down_each(x, y, load_4(roots, place), load_4(shoup, place), q, double)
+        place = (count + n) >> 4
+        x, y = first_4(a, b), second_4(a, b)
+        a, b = _down_each(x, y, load_2(roots, place), load_2(shoup, place), q, double)
+        store(target, n, first_8(a, b))
+        store(target, n + LANES, second_8(a, b))
+
+
+@kernel
+def _down_three(
+    values: Any, start: Any, reach: Any, block: Any, roots: Any, shoup: Any, prime: Any, scale: Any
+) -> None:
+    """Take three stages back, over ``8 * reach`` residues; the mirror image of `_up_three`."""
+    q, double = spread(prime), spread(np.uint32(2 * prime))
+    w0, w1, s1 = _last_root(roots, shoup, block, prime, scale)
+    w2, s2 = _root(roots, shoup, 2 * block)
+    w3, s3 = _root(roots, shoup, 2 * block + 1)
+    w4, s4 = _root(roots, shoup, 4 * block)
+    w5, s5 = _root(roots, shoup, 4 * block + 1)
+    w6, s6 = _root(roots, shoup, 4 * block + 2)
+    w7, s7 = _root(roots, shoup, 4 * block + 3)
+    for n in range(start, start + reach, LANES):
+        a, b = load(values, n), load(values, n + reach)
+        c, d = load(values, n + 2 * reach), load(values, n + 3 * reach)
+        e, f = load(values, n + 4 * reach), load(values, n + 5 * reach)
+        g, h = load(values, n + 6 * reach), load(values, n + 7 * reach)
+        a, b = _down(a, b, w4, s4, q, double)
+        c, d = _down(c, d, w5, s5, q, double)
+        e, f = _down(e, f, w6, s6, q, double)
+        g, h = _down(g, h, w7, s7, q, double)
+        a, c = _down(a, c, w2, s2, q, double)
+        b, d = _down(b, d, w2, s2, q, double)
+        e, g = _down(e, g, w3, s3, q, double)
+        f, h = _down(f, h, w3, s3, q, double)
+        a, e = _down_last(a, e, w0, w1, s1, q, double)
+        b, f = _down_last(b, f, w0, w1, s1, q, double)
+        c, g = _down_last(c, g, w0, w1, s1, q, double)
+        d, h = _down_last(d, h, w0, w1, s1, q, double)
+        store(values, n, a)
+        store(values, n + reach, b)
+        store(values, n + 2 * reach, c)
+        store(values, n + 3 * reach, d)
+        store(values, n + 4 * reach, e)
+        store(values, n + 5 * reach, f)
+        store(values, n + 6 * reach, g)
+        store(values, n + 7 * reach, h)
+
+
+@kernel
+def _down_two(values: Any, start: Any, reach: Any, block: Any, roots: Any, shoup: Any, prime: Any, scale: Any) -> None:
+    """Take two stages back, over ``4 * reach`` residues; the mirror image of `_up_two`."""
+    q, double = spread(prime), spread(np.uint32(2 * prime))
+    w0, w1, s1 = _last_root(roots, shoup, block, prime, scale)
+    w2, s2 = _root(roots, shoup, 2 * block)
+    w3, s3 = _root(roots, shoup, 2 * block + 1)
+    for n in range(start, start + reach, LANES):
+        a, b = load(values, n), load(values, n + reach)
+        c, d = load(values, n + 2 * reach), load(values, n + 3 * reach)
+        a, b = _down(a, b, w2, s2, q, double)
+        c, d = _down(c, d, w3, s3, q, double)
+        a, c = _down_last(a, c, w0, w1, s1, q, double)
+        b, d = _down_last(b, d, w0, w1, s1, q, double)
+        store(values, n, a)
+        store(values, n + reach, b)
+        store(values, n + 2 * reach, c)
+        store(values, n + 3 * reach, d)
+
+
+@kernel
+def inverse_into(source: Any, target: Any, roots: Any, shoup: Any, prime: Any, scale: Any, scale_shoup: Any) -> None:
+    """Transform back into another array; ``source`` is below 2q, results are below q.
+
+    Parameters
+    ----------
+    source:
+        Shape (N,), N at least 256.
+    target:
+        Written; shape (N,). May be ``source`` itself.
+    roots, shoup:
+        The inverse roots and their companions, shape (N,).
+    scale, scale_shoup:
+        1 / N and its companion.
+    """
+    count = source.shape[0]
+    stages = _middle_stages(count)
+    last = _at_once(stages)
+    size = count >> last
+    for base in range(0, count, size):
+        _down_first(source, target, base, base + size, roots, shoup, prime)
+        reach, left = LANES, stages - last
+        while left > 0:
+            if _at_once(left) == 3:
+                whole, left = reach << 3, left - 3
+                for start in range(base, base + size, whole):
+                    _down_three(target, start, reach, (count + start) // whole, roots, shoup, prime, None)
+            else:
+                whole, left = reach << 2, left - 2
+                for start in range(base, base + size, whole):
+                    _down_two(target, start, reach, (count + start) // whole, roots, shoup, prime, None)
+            reach = whole
+    if last == 3:
+        _down_three(target, 0, size, 1, roots, shoup, prime, (scale, scale_shoup))
+    else:
+        _down_two(target, 0, size, 1, roots, shoup, prime, (scale, scale_shoup))
 
 
 @kernel
 def inverse(values: Any, roots: Any, shoup: Any, prime: Any, scale: Any, scale_shoup: Any) -> None:
-    """Transform back in place; values are below q, and so are the results. Shape (N,), N at least 16.
-
-    ``roots`` are the inverse roots; ``scale`` is 1 / N.
-    """
-    count = values.shape[0]
-    double = np.uint32(2 * prime)
-    groups = count >> 3
-    r1, t1 = roots[groups : 2 * groups], shoup[groups : 2 * groups]
-    r2, t2 = roots[2 * groups : 4 * groups], shoup[2 * groups : 4 * groups]
-    r4, t4 = roots[4 * groups :], shoup[4 * groups :]
-    for g in range(groups):
-        k = 8 * g
-        a0, a1, a2, a3 = values[k], values[k + 1], values[k + 2], values[k + 3]
-        a4, a5, a6, a7 = values[k + 4], values[k + 5], values[k + 6], values[k + 7]
-        b0, b1 = np.uint32(a0 + a1), np.uint32(a2 + a3)
-        b2, b3 = np.uint32(a4 + a5), np.uint32(a6 + a7)
-        a1 = shoup_product(np.uint32(a0 + double - a1), r4[4 * g], t4[4 * g], prime)
-        a3 = shoup_product(np.uint32(a2 + double - a3), r4[4 * g + 1], t4[4 * g + 1], prime)
-        a5 = shoup_product(np.uint32(a4 + double - a5), r4[4 * g + 2], t4[4 * g + 2], prime)
-        a7 = shoup_product(np.uint32(a6 + double - a7), r4[4 * g + 3], t4[4 * g + 3], prime)
-        a0, a2, a4, a6 = b0, b1, b2, b3
-        w1, s1, w2, s2 = r2[2 * g], t2[2 * g], r2[2 * g + 1], t2[2 * g + 1]
-        b0, b1 = below(np.uint32(a0 + a2), double), below(np.uint32(a1 + a3), double)
-        b2, b3 = below(np.uint32(a4 + a6), double), below(np.uint32(a5 + a7), double)
-        a2 = shoup_product(np.uint32(a0 + double - a2), w1, s1, prime)
-        a3 = shoup_product(np.uint32(a1 + double - a3), w1, s1, prime)
-        a6 = shoup_product(np.uint32(a4 + double - a6), w2, s2, prime)
-        a7 = shoup_product(np.uint32(a5 + double - a7), w2, s2, prime)
-        a0, a1, a4, a5 = b0, b1, b2, b3
-        w1, s1 = r1[g], t1[g]
-        values[k], values[k + 1] = below(np.uint32(a0 + a4), double), below(np.uint32(a1 + a5), double)
-        values[k + 2], values[k + 3] = below(np.uint32(a2 + a6), double), below(np.uint32(a3 + a7), double)
-        values[k + 4] = shoup_product(np.uint32(a0 + double - a4), w1, s1, prime)
-        values[k + 5] = shoup_product(np.uint32(a1 + double - a5), w1, s1, prime)
-        values[k + 6] = shoup_product(np.uint32(a2 + double - a6), w1, s1, prime)
-        values[k + 7] = shoup_product(np.uint32(a3 + double - a7), w1, s1, prime)
-    blocks, reach = groups >> 1, 8
-    while blocks >= 1:
-        for block in range(blocks):
-            w1, s1 = roots[blocks + block], shoup[blocks + block]
-            start = 2 * block * reach
-            x0, x1 = values[start : start + reach], values[start + reach : start + 2 * reach]
-            for j in range(reach):
-                a, b = x0[j], x1[j]
-                x0[j] = below(np.uint32(a + b), double)
-                x1[j] = shoup_product(np.uint32(a + double - b), w1, s1, prime)
-        blocks, reach = blocks >> 1, reach << 1
-    for j in range(count):
-        values[j] = below(shoup_product(values[j], scale, scale_shoup, prime), prime)
+    """Transform back in place; values are below 2q, results below q. Shape (N,), N at least 256."""
+    inverse_into(values, values, roots, shoup, prime, scale, scale_shoup)

@@ -29,7 +29,8 @@ class Ring:
         uint32, shape (data primes + 1,).
     tables:
         What the kernels take: primes, roots, their Shoup companions, inverse roots, theirs, 1/N, its companion,
-        inverses modulo 2^32, 2^32 modulo each prime, its companion.
+        inverses modulo 2^32, 2^32 modulo each prime, its companion, and for every two primes the inverse of the first
+        modulo the second (0 on the diagonal), its companion; the last two of shape (primes, primes).
     """
 
     def __init__(self, parameters: Parameters) -> None:
@@ -38,6 +39,7 @@ class Ring:
         each = [make_tables(prime, parameters.degree) for prime in numbers]
         self.primes: Words = np.array(numbers, dtype=np.uint32)
         lift = [np.array([(1 << 32) % prime], dtype=np.uint64) for prime in numbers]
+        self._quotients = [self._inverses_of(number) for number in numbers]
         self.tables: tuple[Any, ...] = (
             self.primes,
             np.stack([table.roots for table in each]),
@@ -49,10 +51,10 @@ class Ring:
             np.array([pow(prime, -1, 1 << 32) for prime in numbers], dtype=np.uint32),
             np.concatenate(lift).astype(np.uint32),
             np.concatenate([shoup_of(up, prime) for up, prime in zip(lift, numbers, strict=True)]),
+            np.stack([values for values, _ in self._quotients]),
+            np.stack([companions for _, companions in self._quotients]),
         )
-        self._quotients = [self._inverses_of(number) for number in numbers]
-        degree = parameters.degree
-        self._order = bit_reversed(degree)
+        self._order = bit_reversed(parameters.degree)
 
     def _inverses_of(self, number: int) -> tuple[Words, Words]:
         """Return 1 / number modulo every other prime, and the Shoup companions."""

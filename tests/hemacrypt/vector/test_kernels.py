@@ -1,0 +1,268 @@
+"""Every kernel gives what plain integer arithmetic gives, on random and on extreme residues, in any number of parts."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from hemacrypt.engines.vector import kernels
+from hemacrypt.engines.vector.ring import Ring
+from hemacrypt.plan import Parameters
+from hemacrypt.planner.chain import primes_below
+
+Words = npt.NDArray[np.uint32]
+Wide = npt.NDArray[np.uint64]
+
+_DATA_PRIMES = 6
+_DEGREES = [4096, 8192, 16384]
+_KINDS = ["random", "largest", "zero"]
+# The most terms that one sum gets here; more than one Montgomery reduction takes.
+_TERMS = 19
+
+
+@cache
+def ring(degree: int) -> Ring:
+    """Six data primes and a special one at any degree: kernels do not ask whether that is secure."""
+    special, *data = [prime for prime, _ in zip(primes_below(1 << 30, degree), range(_DATA_PRIMES + 1), strict=False)]
+    return Ring(cast(Parameters, SimpleNamespace(degree=degree, data_primes=tuple(data), special_prime=special)))
+
+
+class Case:
+    """Residues to work on, and the reference for them."""
+
+    def __init__(self, degree: int, level: int, kind: str) -> None:
+        self.ring, self.degree, self.level, self.kind = ring(degree), degree, level, kind
+        self.rng = np.random.default_rng([degree, level, len(kind)])
+        self.tables = self.ring.tables
+        primes = self.ring.primes
+        self.data = primes[:level].astype(np.uint64)
+        self.over = np.append(primes[:level], primes[-1]).astype(np.uint64)  # the primes of a polynomial over QP
+        self.all = primes.astype(np.uint64)
+
+    def residues(self, primes: Wide, *shape: int) -> Words:
+        """Make polynomials over these primes, shape (*shape, primes, N)."""
+        limits = primes[:, None]
+        full = (*shape, len(primes), self.degree)
+        if self.kind == "largest":
+            return np.broadcast_to(limits - np.uint64(1), full).astype(np.uint32)
+        if self.kind == "zero":
+            return np.zeros(full, dtype=np.uint32)
+        return self.rng.integers(0, limits, full, dtype=np.uint64).astype(np.uint32)
+
+    def rows(self, extended: bool) -> list[int]:
+        """Return the numbers of the primes of a polynomial's rows."""
+        return [*range(self.level), len(self.all) - 1] if extended else list(range(self.level))
+
+    def coefficients(self, values: Words, rows: list[int]) -> Words:
+        """Transform polynomials back, shape (…, rows, N)."""
+        out = values.copy()
+        for polynomial in out.reshape(-1, len(rows), self.degree):
+            for row, line in zip(rows, polynomial, strict=True):
+                kernels.to_coefficients(line, row, self.tables)
+        return out
+
+    def values(self, coefficients: Words, rows: list[int]) -> Words:
+        """Transform polynomials, shape (…, rows, N)."""
+        out = coefficients.copy()
+        for polynomial in out.reshape(-1, len(rows), self.degree):
+            for row, line in zip(rows, polynomial, strict=True):
+                kernels.to_values(line, row, self.tables)
+        return out
+
+
+def in_parts(function: Any, arguments: tuple[Any, ...], out: Words, parts: int) -> Words:
+    """Call a kernel part by part, last first, over an output full of nonsense; return the output."""
+    out[...] = 0xDEADBEEF
+    for number in reversed(range(parts)):
+        function(*arguments, number, parts)
+    return out
+
+
+@pytest.fixture(params=[(4096, 1), (4096, 3), (8192, 2), (8192, 4), (8192, 6), (16384, 5)], ids=str)
+def size(request: pytest.FixtureRequest) -> tuple[int, int]:
+    return cast(tuple[int, int], request.param)
+
+
+@pytest.fixture(params=_KINDS)
+def case(request: pytest.FixtureRequest, size: tuple[int, int]) -> Case:
+    return Case(*size, request.param)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def parts(request: pytest.FixtureRequest) -> int:
+    return cast(int, request.param)
+
+
+def unlifted(words: Words, primes: Wide) -> Wide:
+    """Return residues of polynomials in Montgomery form, shape (…, primes, N)."""
+    inverses = np.array([pow(1 << 32, -1, int(prime)) for prime in primes], dtype=np.uint64)[:, None]
+    return words.astype(np.uint64) * inverses % primes[:, None]
+
+
+def test_a_decomposition_in_two_halves(case: Case, parts: int) -> None:
+    polynomial = case.residues(case.data)
+    coefficients = np.empty_like(polynomial)
+    in_parts(kernels.lower, (polynomial, coefficients, case.tables), coefficients, parts)
+    assert np.array_equal(coefficients, case.coefficients(polynomial, case.rows(False)))
+    digits = np.empty((case.level, case.level + 1, case.degree), dtype=np.uint32)
+    in_parts(kernels.lift, (polynomial, coefficients, digits, case.tables), digits, parts)
+    for j in range(case.level):
+        wanted = coefficients[j].astype(np.uint64) % case.over[:, None]
+        assert np.array_equal(digits[j], case.values(wanted.astype(np.uint32), case.rows(True)))
+        assert np.array_equal(digits[j, j], polynomial[j])
+    whole = np.empty_like(digits)
+    kernels.decompose(polynomial, whole, case.tables)
+    assert np.array_equal(whole, digits)
+
+
+class Rotations(Case):
+    """What hoisted rotations take."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case.degree, case.level, case.kind)
+        self.digits, self.first = self.residues(self.over, self.level), self.residues(self.over)
+        count = 2 * self.degree
+        elements = [3, pow(3, 8, count), pow(3, -5, count), count - 1]
+        self.orders = np.stack([self.ring.automorphism(element) for element in elements])
+        self.keys = self.residues(self.all, len(elements), _DATA_PRIMES, 2)
+
+    def wanted(self, number: int) -> Words:
+        """Return a rotation over QP, shape (2, k + 1, N)."""
+        key = unlifted(self.keys[number, : self.level][:, :, self.rows(True)], self.over)
+        total = np.zeros((2, self.level + 1, self.degree), dtype=np.uint64)
+        for digit, component in zip(self.digits, key, strict=True):
+            total = (total + digit.astype(np.uint64) * component) % self.over[:, None]
+        total[0] = (total[0] + self.first) % self.over[:, None]
+        return total[..., self.orders[number]].astype(np.uint32)
+
+
+@pytest.mark.parametrize("which", [[2], [3, 0, 2, 1, 0]])
+def test_many_rotations_of_one_ciphertext(case: Case, parts: int, which: list[int]) -> None:
+    these = Rotations(case)
+    out = np.empty((len(which), 2, case.level + 1, case.degree), dtype=np.uint32)
+    numbers = np.array(which, dtype=np.int64)
+    arguments = (these.digits, these.first, these.keys, numbers, these.orders, out, case.tables)
+    in_parts(kernels.rotate_many, arguments, out, parts)
+    for number, found in zip(which, out, strict=True):
+        assert np.array_equal(found, these.wanted(number))
+
+
+@pytest.mark.parametrize("which", [[], [2], [3, 0, 2, 1, 0]])
+def test_rotations_that_are_added_up(case: Case, parts: int, which: list[int]) -> None:
+    these = Rotations(case)
+    base = case.residues(case.over, 2)
+    out = np.empty_like(base)
+    numbers = np.array(which, dtype=np.int64)
+    arguments = (these.digits, these.first, these.keys, numbers, these.orders, base, out, case.tables)
+    in_parts(kernels.rotate_add, arguments, out, parts)
+    wanted = base.astype(np.uint64)
+    for number in which:
+        wanted = (wanted + these.wanted(number)) % case.over[:, None]
+    assert np.array_equal(out, wanted)
+
+
+@pytest.mark.parametrize("extended", [True, False])
+def test_sums_of_products(case: Case, parts: int, extended: bool) -> None:
+    primes = case.over if extended else case.data
+    copies, diagonals = case.residues(primes, 5, 2), case.residues(primes, 7)
+    lengths = [0, 1, 8, 0, 9, 16, _TERMS, 2]
+    starts = np.cumsum([0, *lengths])
+    which = case.rng.integers(0, 5, starts[-1])
+    numbers = case.rng.integers(0, 7, starts[-1])
+    out = np.empty((len(lengths), *copies.shape[1:]), dtype=np.uint32)
+    arguments = (copies, diagonals, starts, which, numbers, out, extended, case.tables)
+    in_parts(kernels.multiply_sums, arguments, out, parts)
+    plain = unlifted(diagonals, primes)
+    for g, found in enumerate(out):
+        total = np.zeros(copies.shape[1:], dtype=np.uint64)
+        for t in range(starts[g], starts[g + 1]):
+            total = (total + copies[which[t]].astype(np.uint64) * plain[numbers[t]]) % primes[:, None]
+        assert np.array_equal(found, total)
+
+
+def whole(coefficients: Words, primes: Wide, columns: slice) -> list[int]:
+    """Put numbers together from their residues, some columns of shape (primes, N); least non-negative ones."""
+    modulus = int(np.prod(primes.astype(object)))
+    numbers = [0] * coefficients[0, columns].size
+    for prime, row in zip(primes.tolist(), coefficients[:, columns].tolist(), strict=True):
+        rest = modulus // prime
+        unit = rest * pow(rest, -1, prime)
+        numbers = [(number + residue * unit) % modulus for number, residue in zip(numbers, row, strict=True)]
+    return numbers
+
+
+_COLUMNS = slice(0, None, 61)
+
+
+def test_division_by_the_special_prime(case: Case, parts: int) -> None:
+    values = case.residues(case.over, 3)
+    exact = [whole(c, case.over, _COLUMNS) for c in case.coefficients(values, case.rows(True))]
+    out = np.empty((3, case.level, case.degree), dtype=np.uint32)
+    for number in range(parts):
+        kernels.fold_special(values, case.tables, number, parts)
+    in_parts(kernels.divide_special, (values, out, case.tables), out, parts)
+    special = int(case.over[-1])
+    for numbers, found in zip(exact, case.coefficients(out, case.rows(False)), strict=True):
+        for prime, row in zip(case.data.tolist(), found[:, _COLUMNS].tolist(), strict=True):
+            assert row == [(number + special // 2) // special % prime for number in numbers]
+
+
+def test_division_by_the_special_and_the_last_prime(size: tuple[int, int], parts: int) -> None:
+    if size[1] == 1:
+        pytest.skip("nothing is left")
+    for kind in _KINDS:
+        case = Case(*size, kind)
+        values = case.residues(case.over, 2)
+        exact = [whole(c, case.over, _COLUMNS) for c in case.coefficients(values, case.rows(True))]
+        out = np.empty((2, case.level - 1, case.degree), dtype=np.uint32)
+        for number in range(parts):
+            kernels.fold_both(values, case.tables, number, parts)
+        in_parts(kernels.divide_both, (values, out, case.tables), out, parts)
+        divisor = int(case.over[-1]) * int(case.data[-1])
+        for numbers, found in zip(exact, case.coefficients(out, case.rows(False)[:-1]), strict=True):
+            for prime, row in zip(case.data.tolist(), found[:, _COLUMNS].tolist(), strict=False):
+                assert row == [(number + divisor // 2) // divisor % prime for number in numbers]
+
+
+def test_two_squares_joined(case: Case, parts: int) -> None:
+    re, im, root = case.residues(case.data, 2), case.residues(case.data, 2), case.residues(case.data)
+    out = np.empty((3, case.level, case.degree), dtype=np.uint32)
+    in_parts(kernels.square_join, (re, im, out, root, case.tables), out, parts)
+    primes, u = case.data[:, None], unlifted(root, case.data)
+    (a, b), (c, d) = re.astype(np.uint64), im.astype(np.uint64)
+    for found, left, right in zip(
+        out, (a * a, 2 * (a * b % primes), b * b), (c * c, 2 * (c * d % primes), d * d), strict=True
+    ):
+        assert np.array_equal(found, (left + u * (right % primes) % primes) % primes)
+
+
+def test_a_square(case: Case) -> None:
+    value = case.residues(case.data, 2)
+    out = np.empty((3, case.level, case.degree), dtype=np.uint32)
+    kernels.square(value, out, case.tables)
+    primes = case.data[:, None]
+    a, b = value.astype(np.uint64)
+    for found, wanted in zip(out, (a * a, 2 * (a * b % primes), b * b), strict=True):
+        assert np.array_equal(found, wanted % primes)
+
+
+def test_real_and_imaginary_parts(case: Case, parts: int) -> None:
+    value, conjugated = case.residues(case.data, 2), case.residues(case.data, 2)
+    both = np.empty((2, *value.shape), dtype=np.uint32)
+    in_parts(kernels.part, (value, conjugated, both[0], both[1], case.tables), both, parts)
+    primes = case.data[:, None]
+    assert np.array_equal(both[0], (value.astype(np.uint64) + conjugated) % primes)
+    assert np.array_equal(both[1], (value + primes - conjugated) % primes)
+
+
+def test_times_the_special_prime(case: Case, parts: int) -> None:
+    first = case.residues(case.data)
+    out = np.empty((case.level + 1, case.degree), dtype=np.uint32)
+    in_parts(kernels.lift_first, (first, out, case.tables), out, parts)
+    assert np.array_equal(out[:-1], first * case.over[-1] % case.data[:, None])
+    assert not out[-1].any()
