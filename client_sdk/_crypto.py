@@ -225,8 +225,6 @@ class BatchKeyHolder:
 
     def _decrypt(self, reply: bytes) -> Array:
         plan, plain = self.plan, seal.Plaintext()
-        checked = sealformat.check_ciphertext(
-            reply, plan.parameters, plan.output_level, plan.output_scale, self._minor
-        )
+        checked = sealformat.check_ciphertext(reply, plan.parameters, plan.output_level, plan.output_scale, self._minor)
         self._decryptor.decrypt(sealio.load(seal.Ciphertext(), self._context, checked), plain)
         return np.array(self._encoder.decode_double(plain))

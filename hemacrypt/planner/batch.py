@@ -40,18 +40,20 @@ from hemacrypt.planner.scales import HEADROOM_BITS
 TARGET = 1e-4
 # A single slot, no mean over copies: see `noise.deviations_of_bound`.
 DEVIATIONS = 6 * (1 + 1.4)
+# Roundings of many weights add up to a normal distribution.
+ROUNDING_DEVIATIONS = 6
 # Scales in bits: below the first rounding swamps values, above the last float64 has no digits left to encode.
 _FEWEST_BITS, _MOST_BITS = 12, 50
 _SMALLEST_PEAK = 2.0**-20
 
 # Milliseconds on one core with AVX-512, from benchmarks/batch.py; they order schedules, nothing more.
-_PRODUCT_MS = 1e-6 / 17
-_TRANSFORM_MS = 0.016 / 8192
-_READ_MS = 0.12 / 8192
+_PRODUCT_MS = 1e-6 / 18
+_TRANSFORM_MS = 0.02 / 8192
+_READ_MS = 0.22 / 8192
 # SEAL stores a 30-bit residue in 8 bytes and compresses with zstd: measured 4.45 bytes for a residue of random bits.
 _BYTES_PER_RESIDUE = 4.45
 # A batch is hundreds of megabytes: schedules are compared as over a line of 1 Gbit/s.
-_BYTE_MS = 8e-6
+BYTE_MS = 8e-6
 
 
 @dataclass(frozen=True)
@@ -278,8 +280,8 @@ class _Search:
                 maps = (last,) if count == 1 else (first, *[inner] * (count - 2), last)
                 for square in (None, 0, 1, 2):
                     schedule = _Schedule(level, maps, square)
-                    redundant = count < 3 and inner or count < 2 and (first or square is not None)
-                    if schedule.last_level >= 0 and not redundant:
+                    alike = (count < 3 and inner > 0) or (count < 2 and (first > 0 or square is not None))
+                    if schedule.last_level >= 0 and not alike:
                         yield schedule
 
     def _scales(self, schedule: _Schedule, bits: Sequence[int]) -> Iterator[tuple[float, float, float, float]]:
@@ -309,20 +311,21 @@ class _Search:
     def _bound(self, schedule: _Schedule, bits: Sequence[int]) -> float:
         """Return the bound on the error of a logit."""
         sources = self._sources
+        rounding = np.zeros_like(sources.fresh)
         variance = sources.fresh * (self._fresh * 4.0 ** -bits[0])
-        for number, ((level, at_square), (_, total, after, squared)) in enumerate(
+        for number, ((level, at_square), (_, total, _, squared)) in enumerate(
             zip(schedule.levels(), self._scales(schedule, bits), strict=True)
         ):
             added = self._rescaled(total, level, schedule.maps[number])
             if number and schedule.square is None:
                 added += self._switch[level] * 4.0**-total
             variance = variance + added * sources.maps[number]
-            variance = variance + sources.roundings[number] * 4.0 ** -bits[number + 1]
+            rounding = rounding + sources.roundings[number] * 4.0 ** -bits[number + 1]
             if at_square is not None and schedule.square is not None:
                 added = self._switch[at_square] * 4.0**-squared
                 added += self._rescaled(squared, at_square, schedule.square)
                 variance = variance + added * sources.squares[number]
-        return DEVIATIONS * math.sqrt(float(variance.max()))
+        return float((DEVIATIONS * np.sqrt(variance) + ROUNDING_DEVIATIONS * np.sqrt(rounding)).max())
 
     def _rescaled(self, scale: float, level: int, rescales: int) -> float:
         """Return the variance that rescales from a scale in bits add."""
@@ -383,7 +386,7 @@ class _Search:
         polynomials = self._network.inputs * (schedule.level + 1)
         polynomials += 2 * self._network.outputs * (schedule.last_level + 1)
         sent = polynomials * self._parameters.degree * _BYTES_PER_RESIDUE
-        return self.compute_ms(schedule) + sent * _BYTE_MS
+        return self.compute_ms(schedule) + sent * BYTE_MS
 
     def steps(self, schedule: _Schedule, bits: Sequence[int]) -> tuple[BatchStep, ...]:
         """Write a schedule down, weights rounded."""

@@ -145,7 +145,8 @@ class _Evaluation:
                     few = list(islice(ciphertexts, wanted))
                     if len(few) < wanted:
                         raise FormatError(
-                            "ciphertexts", f"{done + start + len(few)} came; expected {public.inputs}, one for each value"
+                            "ciphertexts",
+                            f"{done + start + len(few)} came; expected {public.inputs}, one for each value",
                         )
                     self._each(self._read, [(start + place, data) for place, data in enumerate(few)])
             done += count
@@ -165,7 +166,7 @@ class _Evaluation:
         chunk = next(self._waiting[number])
         inputs, sums = self._arrived[number][: len(chunk.inputs)], self._sums[number]
         _, polynomials, primes, degree = sums.shape
-        places, masks = chunk.sums * sums[0].size, np.where(chunk.opens, 0, 0xFFFFFFFF).astype(np.uint32)
+        places, kept = chunk.sums * sums[0].size, (~chunk.opens).astype(np.uint32)
 
         def multiply(part: tuple[int, int, int]) -> None:
             polynomial, row, first = part
@@ -176,12 +177,12 @@ class _Evaluation:
                 row,
                 first,
                 first + degree // 2,
-                self._engine.ring.tables,
                 chunk.groups,
                 chunk.columns,
                 chunk.weights,
                 places,
-                masks,
+                kept,
+                self._engine.ring.tables,
             )
 
         with self._clock("products"):
