@@ -212,13 +212,18 @@ class BatchKeyHolder:
         ------
         FormatError
             If there are more or fewer replies than logits, one is no ciphertext of the plan's output level and scale,
-            or a logit does not fit the last modulus.
+            was not computed under this key, or holds logits that do not fit the last modulus.
         """
         plan = self.plan
         if len(replies) != plan.outputs:
             raise FormatError("reply", f"{len(replies)} ciphertexts came; expected {plan.outputs}, one for each logit")
         slots = np.stack([self._decrypt(reply) for reply in replies])
         logits = plan.unpack(slots, images)
+        # Under another key every slot holds something else, and most of that is too large.
+        if np.abs(slots - logits.T[:, np.arange(plan.images) % images]).max() > 2 * plan.logit_error_bound:
+            raise FormatError(
+                "reply", "the copies of a logit disagree; it was not computed from what this key encrypted"
+            )
         if np.abs(logits).max() > plan.logit_limit / 2:
             raise FormatError("reply", "a logit is too large for the last modulus; the image is unlike all trained on")
         return logits

@@ -201,7 +201,8 @@ class PublicBatchPlan:
         Returns
         -------
         array
-            Shape (inputs, slots): the content of each ciphertext, in the order of sending; slots of no image are zero.
+            Shape (inputs, slots): the content of each ciphertext, in the order of sending. Slot s holds image s modulo
+            the number of images, so that whoever decrypts can see that copies agree.
 
         Raises
         ------
@@ -216,9 +217,7 @@ class PublicBatchPlan:
         flat = given.reshape(len(given), -1)
         if flat.shape[1] != self.inputs:
             raise PlanError(f"got images of {flat.shape[1]} values; this plan reads {self.inputs}: preprocess them")
-        slots = np.zeros((self.inputs, self.images))
-        slots[:, : len(flat)] = flat.T[list(self.input_order)]
-        return slots
+        return flat.T[list(self.input_order)][:, np.arange(self.images) % len(flat)]
 
     def unpack(self, slots: npt.ArrayLike, images: int) -> Array:
         """Read logits from slots, shape (outputs, slots) -> (images, outputs).
