@@ -18,7 +18,7 @@ import numpy.typing as npt
 from hemacrypt.batch_plan import BatchLinear, BatchPlan, Numbers
 
 # Values that are brought to the next layer at once. More share a reduction, fewer take less memory.
-CHUNK: Final = 384
+CHUNK: Final = 192
 # Rows of a matrix that are multiplied in one pass, largest first.
 ROWS: Final = (8, 4, 2, 1)
 _RESIDUE_BYTES: Final = 4
