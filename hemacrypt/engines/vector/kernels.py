@@ -15,14 +15,53 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from hemacrypt.engines.vector.lanes import (
+    LANES,
+    load,
+    more,
+    nothing,
+    rearranged,
+    reduced,
+    spread,
+    spread_wide,
+    store,
+    times,
+    under,
+    under_both,
+)
 from hemacrypt.engines.vector.modular import below, companion, kernel, montgomery, share, shoup_product
-from hemacrypt.engines.vector.ntt import forward, inverse
+from hemacrypt.engines.vector.ntt import forward, forward_into, inverse, inverse_into
 
 # Products of residues below 2^30 that fit 63 bits, the most that one Montgomery reduction takes.
 _MOST_PRODUCTS = 8
 # Residues that are worked on at a time: sums of 64 bits then stay in the first-level cache.
 _BLOCK = 1024
+_SEGMENT = 1024
+# Residues whose sums are held in registers.
+_TILE = 64
+
+
+def interleaved(polynomials: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """Lay polynomials side by side, 64 residues of each in turn, so that what reads them all reads memory in order.
+
+    Memory is read several times as fast in order as in pieces, so `rotate_many`, `rotate_add` and `multiply_sums` want
+    their keys and diagonals like this, in the order of use.
+
+    Parameters
+    ----------
+    polynomials:
+        Shape (…, count, rows, N).
+
+    Returns
+    -------
+    Words
+        Shape (…, rows, N / 64, count, 64).
+    """
+    *lead, count, rows, degree = polynomials.shape
+    tiles = polynomials.reshape(*lead, count, rows, degree // _TILE, _TILE)
+    return np.ascontiguousarray(np.moveaxis(tiles, -4, -2))
 
 
 @kernel
@@ -110,7 +149,7 @@ def inner_product(digits: Any, key: Any, total: Any, tables: Any) -> None:
 
 
 @kernel
-def drop_last(values: Any, last: Any, out: Any, tables: Any, quotients: Any, quotients_shoup: Any) -> None:
+def drop_last(values: Any, last: Any, out: Any, tables: Any) -> None:
     """Divide by the last prime and round, as SEAL does; values are changed.
 
     Parameters
@@ -121,27 +160,12 @@ def drop_last(values: Any, last: Any, out: Any, tables: Any, quotients: Any, quo
         Number of the prime that goes.
     out:
         Written; shape (k, N).
-    quotients, quotients_shoup:
-        1 / last prime modulo every prime, shape (primes,).
     """
-    primes = tables[0]
-    level, count = out.shape[0], out.shape[1]
-    gone, prime_gone = values[level], primes[last]
+    gone, rest = values[out.shape[0]], np.empty(out.shape[1], np.uint32)
     to_coefficients(gone, last, tables)
-    half = np.uint32(prime_gone >> np.uint32(1))
-    for n in range(count):
-        gone[n] = below(np.uint32(gone[n] + half), prime_gone)
-    rest = np.empty(count, np.uint32)
-    for i in range(level):
-        prime = primes[i]
-        fix = np.uint32(prime - below(half, prime))
-        for n in range(count):
-            rest[n] = below(gone[n], prime) + fix
-        to_values(rest, i, tables)
-        factor, shoup = quotients[i], quotients_shoup[i]
-        source, target = values[i], out[i]
-        for n in range(count):
-            target[n] = below(shoup_product(np.uint32(source[n] + prime - rest[n]), factor, shoup, prime), prime)
+    _add_half(gone, tables[0][last])
+    for i in range(out.shape[0]):
+        _divide_row(values[i], gone, last, i, rest, out[i], tables)
 
 
 @kernel
@@ -218,18 +242,23 @@ def multiply_sum(ciphertexts: Any, which: Any, plains: Any, numbers: Any, out: A
 @kernel
 def square(ciphertext: Any, out: Any, tables: Any) -> None:
     """Square a ciphertext of shape (2, k, N) into three polynomials, shape (3, k, N)."""
-    primes, inverses, lift, lift_shoup = tables[0], tables[7], tables[8], tables[9]
     for i in range(ciphertext.shape[1]):
-        prime, prime_inverse, up, up_shoup = primes[i], inverses[i], lift[i], lift_shoup[i]
-        a, b = ciphertext[0, i], ciphertext[1, i]
+        prime = tables[0][i]
+        q, inverse, w, s = (
+            spread(prime),
+            spread(tables[7][i]),
+            spread(tables[8][i]),
+            spread_wide(np.uint64(tables[9][i])),
+        )
+        left, right = ciphertext[0, i], ciphertext[1, i]
         x, y, z = out[0, i], out[1, i], out[2, i]
-        for n in range(a.shape[0]):
+        for n in range(0, left.shape[0], LANES):
             # Both factors vary, so Montgomery's division by 2^32 is made good beforehand, in one of them.
-            u = np.uint64(below(shoup_product(a[n], up, up_shoup, prime), prime))
-            v = np.uint64(below(shoup_product(b[n], up, up_shoup, prime), prime))
-            x[n] = montgomery(u * np.uint64(a[n]), prime, prime_inverse)
-            y[n] = montgomery(np.uint64(2) * u * np.uint64(b[n]), prime, prime_inverse)
-            z[n] = montgomery(v * np.uint64(b[n]), prime, prime_inverse)
+            a, b = load(left, n), load(right, n)
+            u, v = under(times(a, w, s, q), q), under(times(b, w, s, q), q)
+            store(x, n, reduced(more(nothing(), u, a), q, inverse))
+            store(y, n, reduced(more(nothing(), u, b + b), q, inverse))
+            store(z, n, reduced(more(nothing(), v, b), q, inverse))
 
 
 @kernel
@@ -243,10 +272,10 @@ def lower(polynomial: Any, coefficients: Any, tables: Any, part: Any, parts: Any
     coefficients:
         Written; shape (k, N).
     """
+    primes, _, _, roots, shoup, scale, scale_shoup = tables[:7]
     start, stop = share(polynomial.shape[0], part, parts)
     for j in range(start, stop):
-        coefficients[j, :] = polynomial[j]
-        to_coefficients(coefficients[j], j, tables)
+        inverse_into(polynomial[j], coefficients[j], roots[j], shoup[j], primes[j], scale[j], scale_shoup[j])
 
 
 @kernel
@@ -260,34 +289,131 @@ def lift(polynomial: Any, coefficients: Any, digits: Any, tables: Any, part: Any
     digits:
         Written; shape (k, k + 1, N), the last row for the special prime.
     """
-    level, special = polynomial.shape[0], tables[0].shape[0] - 1
-    # Row j of digit j is a copy, so the transforms are what is shared out.
+    primes, roots, shoup = tables[:3]
+    level, special = polynomial.shape[0], primes.shape[0] - 1
+    # Row j of digit j is a copy, so the transforms are what is shared out; prime by prime, for the roots' sake.
     start, stop = share(level * level, part, parts)
     for unit in range(start, stop):
-        j, i = unit // level, unit % level
-        i += i >= j
-        target = digits[j, i]
+        i, j = level, unit % level
+        if unit < level * (level - 1):
+            i, j = unit // (level - 1), unit % (level - 1)
+            j += j >= i
+        row = special if i == level else i
         # Primes differ by less than a factor of two, so the digit is below 4q, as the transform wants it.
-        target[:] = coefficients[j]
-        to_values(target, special if i == level else i, tables)
+        forward_into(coefficients[j], digits[j, i], roots[row], shoup[row], primes[row])
     start, stop = share(level, part, parts)
     for j in range(start, stop):
         digits[j, j, :] = polynomial[j]
 
 
 @kernel
-def _dot(digits: Any, key: Any, c: Any, i: Any, row: Any, start: Any, stop: Any, out: Any, tables: Any) -> None:
-    """Multiply residues start … stop of row i of all digits by a key's component c and add up, reduced, into out."""
-    prime, prime_inverse = tables[0][row], tables[7][row]
-    for n in range(start, stop):
-        out[n - start] = 0
-    for first in range(0, digits.shape[0], _MOST_PRODUCTS):
-        last = min(first + _MOST_PRODUCTS, digits.shape[0])
-        for n in range(start, stop):
-            total = np.uint64(0)
-            for j in range(first, last):
-                total += np.uint64(digits[j, i, n]) * np.uint64(key[j, c, row, n])
-            out[n - start] = below(np.uint32(out[n - start] + montgomery(total, prime, prime_inverse)), prime)
+def _switched(
+    digits: Any, at: Any, step: Any, keys: Any, place: Any, hop: Any, level: Any, q: Any, bound: Any, inverse: Any
+) -> Any:
+    """Multiply a tile of all digits by both components of a key and add up, reduced: four vectors for each component.
+
+    Parameters
+    ----------
+    digits, at, step:
+        The digits, flat; where the tile is in the first digit, and how far it is to the next.
+    keys, place, hop:
+        The keys, flat; where the tile is in the first component, and how far it is to the other component.
+    level:
+        Number of digits.
+    q, bound, inverse:
+        The prime, 8 q² (wide), the inverse of the prime modulo 2^32, the same in all lanes.
+    """
+    a, b, c, d = nothing(), nothing(), nothing(), nothing()
+    e, f, g, h = nothing(), nothing(), nothing(), nothing()
+    for j in range(level):
+        if j > 0 and j % _MOST_PRODUCTS == 0:
+            # Sixteen squares of q fit 64 bits, but only half of that may be left in the end.
+            a, b, c, d = under_both(a, bound), under_both(b, bound), under_both(c, bound), under_both(d, bound)
+            e, f, g, h = under_both(e, bound), under_both(f, bound), under_both(g, bound), under_both(h, bound)
+        w, x, y, z = load(digits, at), load(digits, at + 16), load(digits, at + 32), load(digits, at + 48)
+        a, b = more(a, w, load(keys, place)), more(b, x, load(keys, place + 16))
+        c, d = more(c, y, load(keys, place + 32)), more(d, z, load(keys, place + 48))
+        place += hop
+        e, f = more(e, w, load(keys, place)), more(f, x, load(keys, place + 16))
+        g, h = more(g, y, load(keys, place + 32)), more(h, z, load(keys, place + 48))
+        place, at = place + hop, at + step
+    if level > _MOST_PRODUCTS:
+        a, b, c, d = under_both(a, bound), under_both(b, bound), under_both(c, bound), under_both(d, bound)
+        e, f, g, h = under_both(e, bound), under_both(f, bound), under_both(g, bound), under_both(h, bound)
+    return (
+        (reduced(a, q, inverse), reduced(b, q, inverse), reduced(c, q, inverse), reduced(d, q, inverse)),
+        (reduced(e, q, inverse), reduced(f, q, inverse), reduced(g, q, inverse), reduced(h, q, inverse)),
+    )
+
+
+@kernel
+def _put(x: Any, y: Any, goal: Any, order: Any, a: Any, b: Any, first: Any, q: Any, adding: Any) -> None:
+    """Rearrange sixteen residues of both components and write them, or add them to what is there."""
+    lanes = load(order, goal)
+    a, b = rearranged(under(a + first, q), lanes), rearranged(b, lanes)
+    if adding is not None:
+        a, b = under(load(x, goal) + a, q), under(load(y, goal) + b, q)
+    store(x, goal, a)
+    store(y, goal, b)
+
+
+@kernel
+def _rotate_segment(
+    digits: Any,
+    first: Any,
+    keys: Any,
+    key: Any,
+    goals: Any,
+    order: Any,
+    i: Any,
+    low: Any,
+    x: Any,
+    y: Any,
+    tables: Any,
+    adding: Any,
+) -> None:
+    """Rotate a segment of one row; into rows x and y of the result or, unless ``adding`` is None, onto them."""
+    level, count = digits.shape[0], digits.shape[2]
+    step, each = (level + 1) * count, keys.size // keys.shape[0]
+    flat_digits, flat_keys = digits.reshape(-1), keys.reshape(-1)
+    row = tables[0].shape[0] - 1 if i == level else i
+    prime = tables[0][row]
+    q, bound, inverse = spread(prime), _bound(prime), spread(tables[7][row])
+    if keys.ndim == 6:  # interleaved: both components for all digits side by side
+        hop, stride, rows = _TILE, 2 * keys.shape[3], keys.shape[1]
+    else:
+        hop, stride, rows = keys.shape[3] * count, 1, keys.shape[3]
+    place = key * each + (rows - 1 if i == level else i) * count * stride
+    at, f = i * count, first[i]
+    for n in range(low, low + _SEGMENT, _TILE):
+        one, two = _switched(flat_digits, at + n, step, flat_keys, place + n * stride, hop, level, q, bound, inverse)
+        m = n // LANES
+        _put(x, y, goals[m], order, one[0], two[0], load(f, n), q, adding)
+        _put(x, y, goals[m + 1], order, one[1], two[1], load(f, n + 16), q, adding)
+        _put(x, y, goals[m + 2], order, one[2], two[2], load(f, n + 32), q, adding)
+        _put(x, y, goals[m + 3], order, one[3], two[3], load(f, n + 48), q, adding)
+
+
+@kernel
+def _bound(prime: Any) -> Any:
+    """Return 8 q², wide: sums of products are kept below it, and below 2^63."""
+    return spread_wide(np.uint64(_MOST_PRODUCTS) * np.uint64(prime) * np.uint64(prime))
+
+
+@kernel
+def _goals(orders: Any, which: Any) -> Any:
+    """Tell for each rotation where each block of sixteen residues goes; shape (rotations, N / 16).
+
+    The order of the transform is bit-reversed, so neighbours differ in the high bits of their exponents, and an
+    automorphism, which multiplies exponents, keeps aligned blocks of any power of two together.
+    """
+    blocks = orders.shape[1] // LANES
+    goals = np.empty((which.shape[0], blocks), np.int32)
+    for r in range(which.shape[0]):
+        order = orders[which[r]]
+        for block in range(blocks):
+            goals[r, order[block * LANES] // LANES] = block * LANES
+    return goals
 
 
 @kernel
@@ -303,7 +429,9 @@ def rotate_many(
     first:
         The ciphertext's first polynomial over QP, that is times the special prime (`lift_first`); shape (k + 1, N).
     keys:
-        Galois keys in Montgomery form, moved against their rotations, shape (keys, K, 2, K + 1, N) with K at least k.
+        Galois keys in Montgomery form, moved against their rotations, shape (keys, K, 2, K + 1, N) with K at least k;
+        or the same `interleaved`, shape (keys, K + 1, N / 64, K, 2, 64), which is faster, above all if K equals k.
+        The last row is the special prime's; rows and digits from k on need not be there, or are skipped.
     which:
         Which key serves each rotation, shape (rotations,).
     orders:
@@ -311,19 +439,14 @@ def rotate_many(
     out:
         Written; shape (rotations, 2, k + 1, N).
     """
-    level, count, special = digits.shape[0], digits.shape[2], tables[0].shape[0] - 1
-    total = np.empty(count, np.uint32)
-    start, stop = share(which.shape[0] * 2 * (level + 1), part, parts)
+    goals, segments = _goals(orders, which), digits.shape[2] // _SEGMENT
+    start, stop = share(digits.shape[1] * segments, part, parts)
+    # Segment by segment, so that the digits stay in a near cache while the keys pass by.
     for unit in range(start, stop):
-        r, c, i = unit // (2 * (level + 1)), unit // (level + 1) % 2, unit % (level + 1)
-        row = special if i == level else i
-        _dot(digits, keys[which[r]], c, i, row, 0, count, total, tables)
-        prime, order, target = tables[0][row], orders[which[r]], out[r, c, i]
-        if c == 0:
-            for n in range(count):
-                total[n] = below(np.uint32(total[n] + first[i, n]), prime)
-        for n in range(count):
-            target[n] = total[order[n]]
+        i, low = unit // segments, unit % segments * _SEGMENT
+        for r in range(which.shape[0]):
+            order, x, y = orders[which[r]], out[r, 0, i], out[r, 1, i]
+            _rotate_segment(digits, first, keys, which[r], goals[r], order, i, low, x, y, tables, None)
 
 
 @kernel
@@ -341,22 +464,18 @@ def rotate_add(
     out:
         Written; shape (2, k + 1, N). May not overlap with ``base``.
     """
-    level, count, special = digits.shape[0], digits.shape[2], tables[0].shape[0] - 1
-    total = np.empty(count, np.uint32)
-    start, stop = share(2 * (level + 1), part, parts)
+    goals, segments = _goals(orders, which), digits.shape[2] // _SEGMENT
+    start, stop = share(digits.shape[1] * segments, part, parts)
+    # A segment of the result is one part's alone; for every rotation it comes from one segment of the digits.
     for unit in range(start, stop):
-        c, i = unit // (level + 1), unit % (level + 1)
-        row = special if i == level else i
-        prime, target = tables[0][row], out[c, i]
-        target[:] = base[c, i]
+        i, goal = unit // segments, unit % segments * _SEGMENT
+        x, y = out[0, i], out[1, i]
+        x[goal : goal + _SEGMENT] = base[0, i, goal : goal + _SEGMENT]
+        y[goal : goal + _SEGMENT] = base[1, i, goal : goal + _SEGMENT]
         for r in range(which.shape[0]):
-            _dot(digits, keys[which[r]], c, i, row, 0, count, total, tables)
             order = orders[which[r]]
-            if c == 0:
-                for n in range(count):
-                    total[n] = below(np.uint32(total[n] + first[i, n]), prime)
-            for n in range(count):
-                target[n] = below(np.uint32(target[n] + total[order[n]]), prime)
+            low = order[goal] // _SEGMENT * _SEGMENT
+            _rotate_segment(digits, first, keys, which[r], goals[r], order, i, low, x, y, tables, True)
 
 
 @kernel
@@ -379,7 +498,8 @@ def multiply_sums(
     copies:
         Ciphertexts, shape (copies, 2, r, N).
     diagonals:
-        Plaintexts in Montgomery form, shape (diagonals, r, N).
+        Plaintexts in Montgomery form, shape (diagonals, r, N); or the same `interleaved`, shape
+        (r, N / 64, diagonals, 64), which is faster if terms take them in order.
     starts:
         Sum number g has the terms starts[g] … starts[g + 1] - 1; shape (sums + 1,).
     which, numbers:
@@ -391,31 +511,53 @@ def multiply_sums(
     """
     primes, inverses = tables[0], tables[7]
     rows, count = out.shape[2], out.shape[3]
-    blocks = count // _BLOCK
-    start, stop = share(rows * blocks, part, parts)
-    sums = np.empty((2, _BLOCK), np.uint64)
+    tiles = count // _TILE
+    flat, interleaved = diagonals.reshape(-1), diagonals.ndim == 4
+    hop = _TILE if interleaved else rows * count
+    near = np.empty(copies.shape[0] * 2 * _TILE, np.uint32)
+    start, stop = share(rows * tiles, part, parts)
     for unit in range(start, stop):
-        i, low = unit // blocks, unit % blocks * _BLOCK
-        high = low + _BLOCK
+        i, low = unit // tiles, unit % tiles * _TILE
+        at = i * count + low
+        if interleaved:
+            at *= diagonals.shape[2]
         row = primes.shape[0] - 1 if extended and i == rows - 1 else i
-        prime, prime_inverse = primes[row], inverses[row]
-        for g in range(out.shape[0]):
-            o0, o1 = out[g, 0, i, low:high], out[g, 1, i, low:high]
-            s0, s1 = sums[0], sums[1]
-            o0[:] = 0
-            o1[:] = 0
-            for early in range(starts[g], starts[g + 1], _MOST_PRODUCTS):
-                sums[:] = 0
-                for t in range(early, min(early + _MOST_PRODUCTS, starts[g + 1])):
-                    w = diagonals[numbers[t], i, low:high]
-                    x0, x1 = copies[which[t], 0, i, low:high], copies[which[t], 1, i, low:high]
-                    for n in range(_BLOCK):
-                        weight = np.uint64(w[n])
-                        s0[n] += np.uint64(x0[n]) * weight
-                        s1[n] += np.uint64(x1[n]) * weight
-                for n in range(_BLOCK):
-                    o0[n] = below(np.uint32(o0[n] + montgomery(s0[n], prime, prime_inverse)), prime)
-                    o1[n] = below(np.uint32(o1[n] + montgomery(s1[n], prime, prime_inverse)), prime)
+        prime = primes[row]
+        q, bound, inverse = spread(prime), _bound(prime), spread(inverses[row])
+        # The copies' tiles lie powers of two apart, so that few of them would fit a cache together: they are brought
+        # side by side. The diagonals pass by once each.
+        for b in range(copies.shape[0]):
+            for c in range(2):
+                source, place = copies[b, c, i], (2 * b + c) * _TILE
+                for n in range(0, _TILE, LANES):
+                    store(near, place + n, load(source, low + n))
+        for group in range(out.shape[0]):
+            a, b, c, d = nothing(), nothing(), nothing(), nothing()
+            e, f, g, h = nothing(), nothing(), nothing(), nothing()
+            for t in range(starts[group], starts[group + 1]):
+                if (t - starts[group]) % _MOST_PRODUCTS == 0:
+                    a, b, c, d = under_both(a, bound), under_both(b, bound), under_both(c, bound), under_both(d, bound)
+                    e, f, g, h = under_both(e, bound), under_both(f, bound), under_both(g, bound), under_both(h, bound)
+                place = numbers[t] * hop + at
+                w, x = load(flat, place), load(flat, place + 16)
+                y, z = load(flat, place + 32), load(flat, place + 48)
+                place = which[t] * 2 * _TILE
+                a, b = more(a, w, load(near, place)), more(b, x, load(near, place + 16))
+                c, d = more(c, y, load(near, place + 32)), more(d, z, load(near, place + 48))
+                place += _TILE
+                e, f = more(e, w, load(near, place)), more(f, x, load(near, place + 16))
+                g, h = more(g, y, load(near, place + 32)), more(h, z, load(near, place + 48))
+            a, b, c, d = under_both(a, bound), under_both(b, bound), under_both(c, bound), under_both(d, bound)
+            e, f, g, h = under_both(e, bound), under_both(f, bound), under_both(g, bound), under_both(h, bound)
+            u, v = out[group, 0, i], out[group, 1, i]
+            store(u, low, reduced(a, q, inverse))
+            store(u, low + 16, reduced(b, q, inverse))
+            store(u, low + 32, reduced(c, q, inverse))
+            store(u, low + 48, reduced(d, q, inverse))
+            store(v, low, reduced(e, q, inverse))
+            store(v, low + 16, reduced(f, q, inverse))
+            store(v, low + 32, reduced(g, q, inverse))
+            store(v, low + 48, reduced(h, q, inverse))
 
 
 @kernel
@@ -466,13 +608,19 @@ def _add_half(values: Any, prime: Any) -> None:
 def _divide_row(source: Any, gone: Any, last: Any, row: Any, rest: Any, out: Any, tables: Any) -> None:
     """Divide one row by the prime number ``last``, whose folded row is ``gone``; ``rest`` is scratch. Shapes (N,)."""
     prime, half = tables[0][row], np.uint32(tables[0][last] >> np.uint32(1))
-    fix = np.uint32(prime - below(half, prime))
-    for n in range(out.shape[0]):
-        rest[n] = below(gone[n], prime) + fix
+    q, fix = spread(prime), spread(np.uint32(prime - below(half, prime)))
+    for n in range(0, rest.shape[0], LANES):
+        store(rest, n, under(load(gone, n), q) + fix)
     to_values(rest, row, tables)
-    factor, shoup = tables[10][last, row], tables[11][last, row]
-    for n in range(out.shape[0]):
-        out[n] = below(shoup_product(np.uint32(source[n] + prime - rest[n]), factor, shoup, prime), prime)
+    _quotient(source, rest, tables[10][last, row], tables[11][last, row], prime, out)
+
+
+@kernel
+def _quotient(source: Any, rest: Any, factor: Any, shoup: Any, prime: Any, out: Any) -> None:
+    """Write ``(source - rest) * factor``, reduced; shapes (N,)."""
+    q, w, s = spread(prime), spread(factor), spread_wide(np.uint64(shoup))
+    for n in range(0, out.shape[0], LANES):
+        store(out, n, under(times(load(source, n) + q - load(rest, n), w, s, q), q))
 
 
 @kernel
@@ -492,18 +640,18 @@ def fold_both(values: Any, tables: Any, part: Any, parts: Any) -> None:
     prime, other = tables[0][special], tables[0][last]
     half = (np.uint64(prime) * np.uint64(other)) >> np.uint64(1)
     half_prime, half_other = np.uint32(half % np.uint64(prime)), np.uint32(half % np.uint64(other))
-    factor, shoup = tables[10][last, special], tables[11][last, special]
+    p, q, half_p, half_q = spread(prime), spread(other), spread(half_prime), spread(half_other)
+    w, s = spread(tables[10][last, special]), spread_wide(np.uint64(tables[11][last, special]))
     start, stop = share(values.shape[0], part, parts)
     for c in range(start, stop):
         a, b = values[c, last], values[c, level]
         to_coefficients(a, last, tables)
         to_coefficients(b, special, tables)
-        for n in range(a.shape[0]):
-            low = below(np.uint32(a[n] + half_other), other)
-            high = below(np.uint32(b[n] + half_prime), prime)
-            a[n] = low
-            difference = np.uint32(high + prime - below(low, prime))
-            b[n] = below(shoup_product(difference, factor, shoup, prime), prime)
+        for n in range(0, a.shape[0], LANES):
+            low = under(load(a, n) + half_q, q)
+            high = under(load(b, n) + half_p, p)
+            store(a, n, low)
+            store(b, n, under(times(high + p - under(low, p), w, s, p), p))
 
 
 @kernel
@@ -530,15 +678,13 @@ def divide_both(values: Any, out: Any, tables: Any, part: Any, parts: Any) -> No
         step = np.uint32(primes[last] % prime)
         step_shoup = companion(step, prime)
         low, high = values[c, last], values[c, rows + 1]
-        for n in range(rest.shape[0]):
-            product = shoup_product(high[n], step, step_shoup, prime)
-            rest[n] = np.uint32(below(np.uint32(low[n] + fix), prime) + product)
+        q, fixes, w, s = spread(prime), spread(fix), spread(step), spread_wide(np.uint64(step_shoup))
+        for n in range(0, rest.shape[0], LANES):
+            store(rest, n, under(load(low, n) + fixes, q) + times(load(high, n), w, s, q))
         to_values(rest, i, tables)
         factor = below(shoup_product(inverses[last, i], inverses[special, i], companions[special, i], prime), prime)
         shoup = companion(factor, prime)
-        source, target = values[c, i], out[c, i]
-        for n in range(rest.shape[0]):
-            target[n] = below(shoup_product(np.uint32(source[n] + prime - rest[n]), factor, shoup, prime), prime)
+        _quotient(values[c, i], rest, factor, shoup, prime, out[c, i])
 
 
 @kernel
@@ -559,21 +705,18 @@ def square_join(re: Any, im: Any, out: Any, root: Any, tables: Any, part: Any, p
     start, stop = share(re.shape[1] * blocks, part, parts)
     for unit in range(start, stop):
         i, low = unit // blocks, unit % blocks * _BLOCK
-        high = low + _BLOCK
-        prime, prime_inverse, up, up_shoup = primes[i], inverses[i], ups[i], ups_shoup[i]
-        a, b, c, d = re[0, i, low:high], re[1, i, low:high], im[0, i, low:high], im[1, i, low:high]
-        w, x, y, z = root[i, low:high], out[0, i, low:high], out[1, i, low:high], out[2, i, low:high]
-        for n in range(_BLOCK):
+        q, inverse, w, s = spread(primes[i]), spread(inverses[i]), spread(ups[i]), spread_wide(np.uint64(ups_shoup[i]))
+        re0, re1, im0, im1, u = re[0, i], re[1, i], im[0, i], im[1, i], root[i]
+        x, y, z = out[0, i], out[1, i], out[2, i]
+        for n in range(low, low + _BLOCK, LANES):
             # As in `square`, one factor of every product is lifted by 2^32 first; that of im takes u on the way.
-            e = np.uint64(below(shoup_product(a[n], up, up_shoup, prime), prime))
-            f = np.uint64(below(shoup_product(b[n], up, up_shoup, prime), prime))
-            g = montgomery(np.uint64(c[n]) * np.uint64(w[n]), prime, prime_inverse)
-            h = montgomery(np.uint64(d[n]) * np.uint64(w[n]), prime, prime_inverse)
-            g64 = np.uint64(below(shoup_product(g, up, up_shoup, prime), prime))
-            h64 = np.uint64(below(shoup_product(h, up, up_shoup, prime), prime))
-            x[n] = montgomery(e * np.uint64(a[n]) + g64 * np.uint64(c[n]), prime, prime_inverse)
-            y[n] = montgomery(np.uint64(2) * (e * np.uint64(b[n]) + g64 * np.uint64(d[n])), prime, prime_inverse)
-            z[n] = montgomery(f * np.uint64(b[n]) + h64 * np.uint64(d[n]), prime, prime_inverse)
+            a, b, c, d, f = load(re0, n), load(re1, n), load(im0, n), load(im1, n), load(u, n)
+            e, g = under(times(a, w, s, q), q), under(times(b, w, s, q), q)
+            f = under(times(f, w, s, q), q)
+            h, k = reduced(more(nothing(), c, f), q, inverse), reduced(more(nothing(), d, f), q, inverse)
+            store(x, n, reduced(more(more(nothing(), e, a), h, c), q, inverse))
+            store(y, n, reduced(more(more(nothing(), e, b + b), h, d + d), q, inverse))
+            store(z, n, reduced(more(more(nothing(), g, b), k, d), q, inverse))
 
 
 @kernel
@@ -606,8 +749,8 @@ def lift_first(first: Any, out: Any, tables: Any, part: Any, parts: Any) -> None
     for i in range(start, stop):
         prime, source, target = tables[0][i], first[i], out[i]
         factor = np.uint32(special % prime)
-        shoup = companion(factor, prime)
-        for n in range(source.shape[0]):
-            target[n] = below(shoup_product(source[n], factor, shoup, prime), prime)
+        q, w, s = spread(prime), spread(factor), spread_wide(np.uint64(companion(factor, prime)))
+        for n in range(0, source.shape[0], LANES):
+            store(target, n, under(times(load(source, n), w, s, q), q))
     if part == parts - 1:
         out[level, :] = 0

@@ -13,8 +13,10 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import models, register_model
@@ -238,6 +240,46 @@ mixed_low, mixed_high = _pick(_MIXED[:LANES]), _pick([lane + 8 for lane in _MIXE
 evens, odds = _pick(range(0, 2 * LANES, 2)), _pick(range(1, 2 * LANES, 2))
 
 
+@intrinsic
+def rearranged(typingctx: Any, lanes: Any, order: Any) -> Any:
+    """Return lane ``order[i] % 16`` in every lane i."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes, order = arguments
+        if "+avx512f" in context.codegen().magic_tuple()[2]:
+            # LLVM's own language has no shuffle whose order is known at run time only.
+            kind = ir.FunctionType(_WORDS, (_WORDS, _WORDS))
+            name = "llvm.x86.avx512.permvar.si.512"
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), (lanes, order))
+        memory = cgutils.alloca_once(builder, _WORDS)
+        builder.store(lanes, memory)
+        words, moved = builder.bitcast(memory, _WORD.as_pointer()), lanes
+        order = builder.and_(order, _splat(_WORDS, LANES - 1))
+        for lane in range(LANES):
+            place = ir.Constant(_WORD, lane)
+            word = builder.load(builder.gep(words, [builder.extract_element(order, place)]))
+            moved = builder.insert_element(moved, word, place)
+        return moved
+
+    return Lanes(Lanes, Lanes), generate
+
+
+@intrinsic
+def prefetch(typingctx: Any, array: Any, place: Any) -> Any:
+    """Ask for the cache line of ``array[place]``, which may lie past the end."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        address = _address(context, builder, ir.IntType(8), signature.args[0], arguments[0], arguments[1])
+        kind = ir.FunctionType(ir.VoidType(), (byte, _WORD, _WORD, _WORD))
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        reading, keep, data = (ir.Constant(_WORD, number) for number in (0, 3, 1))
+        builder.call(function, (address, reading, keep, data))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
 @kernel
 def under(value: Any, bound: Any) -> Any:
     """Subtract ``bound`` once where that leaves no negative number: `modular.below` for vectors of either kind."""
@@ -262,16 +304,37 @@ def times_each(value: Any, factor: Any, shoup: Any, prime: Any) -> Any:
 
 
 @kernel
-def reduced(evens: Any, odds: Any, prime: Any, inverse: Any) -> Any:
-    """Return totals divided by 2^32 modulo the prime, below the prime: `modular.montgomery` in all lanes.
+def more(sums: Any, left: Any, right: Any) -> Any:
+    """Add the products of two vectors to sums, which are a pair: those of the even and those of the odd lanes."""
+    evens, odds = sums
+    return evens + product(even(left), even(right)), odds + product(odd(left), odd(right))
+
+
+@kernel
+def nothing() -> Any:
+    """Return sums of no products."""
+    zero = spread_wide(np.uint64(0))
+    return zero, zero
+
+
+@kernel
+def under_both(sums: Any, bound: Any) -> Any:
+    """Bring sums below twice the bound under it."""
+    return under(sums[0], bound), under(sums[1], bound)
+
+
+@kernel
+def reduced(sums: Any, prime: Any, inverse: Any) -> Any:
+    """Return sums divided by 2^32 modulo the prime, below the prime: `modular.montgomery` in all lanes.
 
     Parameters
     ----------
-    evens, odds:
-        Totals below 2^63, wide.
+    sums:
+        Even and odd lanes, below 2^63.
     prime, inverse:
         The prime and its inverse modulo 2^32, the same in all lanes.
     """
+    evens, odds = sums
     multiple = low_halves(evens, odds) * inverse
     taken = high_halves(product(even(multiple), even(prime)), product(odd(multiple), even(prime)))
     value = high_halves(evens, odds) + prime - taken

@@ -247,28 +247,74 @@ def _up_two(source: Any, target: Any, start: Any, reach: Any, block: Any, roots:
 
 
 @kernel
+def _up_8(x: Any, y: Any, roots: Any, shoup: Any, place: Any, q: Any, double: Any) -> Any:
+    """Take the stage whose butterflies reach eight lanes far."""
+    return _up_each(first_8(x, y), second_8(x, y), load_2(roots, place), load_2(shoup, place), q, double)
+
+
+@kernel
+def _up_4(x: Any, y: Any, roots: Any, shoup: Any, place: Any, q: Any, double: Any) -> Any:
+    """Take the stage whose butterflies reach four lanes far."""
+    return _up_each(first_4(x, y), second_4(x, y), load_4(roots, place), load_4(shoup, place), q, double)
+
+
+@kernel
+def _up_2(x: Any, y: Any, roots: Any, shoup: Any, place: Any, q: Any, double: Any) -> Any:
+    """Take the stage whose butterflies reach two lanes far."""
+    return _up_each(first_2(x, y), second_2(x, y), load_8(roots, place), load_8(shoup, place), q, double)
+
+
+@kernel
+def _up_1(x: Any, y: Any, roots: Any, shoup: Any, place: Any, q: Any, double: Any) -> Any:
+    """Take the stage whose butterflies reach one lane far."""
+    return _up_each(first_1(x, y), second_1(x, y), load(roots, place), load(shoup, place), q, double)
+
+
+@kernel
 def _up_last(values: Any, start: Any, stop: Any, roots: Any, shoup: Any, prime: Any) -> None:
-    """Take the last four stages forward, within blocks of sixteen neighbours, and reduce; two blocks at a time."""
+    """Take the last four stages forward, within blocks of sixteen neighbours, and reduce; eight blocks at a time."""
     count = values.shape[0]
     q, double = spread(prime), spread(np.uint32(2 * prime))
-    for n in range(start, stop, 2 * LANES):
-        # One vector holds the upper inputs of sixteen butterflies, the other the lower ones. The picks keep their
-        # groups in order, so that the roots are neighbours in their table.
-        x, y = load(values, n), load(values, n + LANES)
-        place = (count + n) >> 4
-        a, b = _up_each(first_8(x, y), second_8(x, y), load_2(roots, place), load_2(shoup, place), q, double)
-        place = (count + n) >> 3
-        x, y = first_4(a, b), second_4(a, b)
-        a, b = _up_each(x, y, load_4(roots, place), load_4(shoup, place), q, double)
-        place = (count + n) >> 2
-        x, y = first_2(a, b), second_2(a, b)
-        a, b = _up_each(x, y, load_8(roots, place), load_8(shoup, place), q, double)
-        place = (count + n) >> 1
-        x, y = first_1(a, b), second_1(a, b)
-        a, b = _up_each(x, y, load(roots, place), load(shoup, place), q, double)
+    # One vector of a pair holds the upper inputs of sixteen butterflies, the other the lower ones. The picks keep
+    # their groups in order, so that the roots are neighbours in their table. Four pairs, which need not wait for each
+    # other, go side by side, for a processor does not look far enough ahead to find the next pair by itself.
+    for n in range(start, stop, 8 * LANES):
+        a, b = load(values, n), load(values, n + 16)
+        c, d = load(values, n + 32), load(values, n + 48)
+        e, f = load(values, n + 64), load(values, n + 80)
+        g, h = load(values, n + 96), load(values, n + 112)
+        i = (count + n) >> 4
+        a, b = _up_8(a, b, roots, shoup, i, q, double)
+        c, d = _up_8(c, d, roots, shoup, i + 2, q, double)
+        e, f = _up_8(e, f, roots, shoup, i + 4, q, double)
+        g, h = _up_8(g, h, roots, shoup, i + 6, q, double)
+        i = (count + n) >> 3
+        a, b = _up_4(a, b, roots, shoup, i, q, double)
+        c, d = _up_4(c, d, roots, shoup, i + 4, q, double)
+        e, f = _up_4(e, f, roots, shoup, i + 8, q, double)
+        g, h = _up_4(g, h, roots, shoup, i + 12, q, double)
+        i = (count + n) >> 2
+        a, b = _up_2(a, b, roots, shoup, i, q, double)
+        c, d = _up_2(c, d, roots, shoup, i + 8, q, double)
+        e, f = _up_2(e, f, roots, shoup, i + 16, q, double)
+        g, h = _up_2(g, h, roots, shoup, i + 24, q, double)
+        i = (count + n) >> 1
+        a, b = _up_1(a, b, roots, shoup, i, q, double)
+        c, d = _up_1(c, d, roots, shoup, i + 16, q, double)
+        e, f = _up_1(e, f, roots, shoup, i + 32, q, double)
+        g, h = _up_1(g, h, roots, shoup, i + 48, q, double)
         a, b = under(under(a, double), q), under(under(b, double), q)
+        c, d = under(under(c, double), q), under(under(d, double), q)
+        e, f = under(under(e, double), q), under(under(f, double), q)
+        g, h = under(under(g, double), q), under(under(h, double), q)
         store(values, n, mixed_low(a, b))
-        store(values, n + LANES, mixed_high(a, b))
+        store(values, n + 16, mixed_high(a, b))
+        store(values, n + 32, mixed_low(c, d))
+        store(values, n + 48, mixed_high(c, d))
+        store(values, n + 64, mixed_low(e, f))
+        store(values, n + 80, mixed_high(e, f))
+        store(values, n + 96, mixed_low(g, h))
+        store(values, n + 112, mixed_high(g, h))
 
 
 @kernel
@@ -278,7 +324,7 @@ def forward_into(source: Any, target: Any, roots: Any, shoup: Any, prime: Any) -
     Parameters
     ----------
     source:
-        Shape (N,), N at least 256.
+        Shape (N,), N at least 1024.
     target:
         Written; shape (N,). May be ``source`` itself.
     """
@@ -309,8 +355,32 @@ def forward_into(source: Any, target: Any, roots: Any, shoup: Any, prime: Any) -
 
 @kernel
 def forward(values: Any, roots: Any, shoup: Any, prime: Any) -> None:
-    """Transform in place; values may be any number below 4q, results are below q. Shape (N,), N at least 256."""
+    """Transform in place; values may be any number below 4q, results are below q. Shape (N,), N at least 1024."""
     forward_into(values, values, roots, shoup, prime)
+
+
+@kernel
+def _down_1(x: Any, y: Any, roots: Any, shoup: Any, place: Any, q: Any, double: Any) -> Any:
+    """Take the stage back whose butterflies reach one lane far."""
+    return _down_each(evens(x, y), odds(x, y), load(roots, place), load(shoup, place), q, double)
+
+
+@kernel
+def _down_2(x: Any, y: Any, roots: Any, shoup: Any, place: Any, q: Any, double: Any) -> Any:
+    """Take the stage back whose butterflies reach two lanes far."""
+    return _down_each(first_1(x, y), second_1(x, y), load_8(roots, place), load_8(shoup, place), q, double)
+
+
+@kernel
+def _down_4(x: Any, y: Any, roots: Any, shoup: Any, place: Any, q: Any, double: Any) -> Any:
+    """Take the stage back whose butterflies reach four lanes far."""
+    return _down_each(first_2(x, y), second_2(x, y), load_4(roots, place), load_4(shoup, place), q, double)
+
+
+@kernel
+def _down_8(x: Any, y: Any, roots: Any, shoup: Any, place: Any, q: Any, double: Any) -> Any:
+    """Take the stage back whose butterflies reach eight lanes far."""
+    return _down_each(first_4(x, y), second_4(x, y), load_2(roots, place), load_2(shoup, place), q, double)
 
 
 @kernel
@@ -318,21 +388,39 @@ def _down_first(source: Any, target: Any, start: Any, stop: Any, roots: Any, sho
     """Take the first four stages back, within blocks of sixteen neighbours; the mirror image of `_up_last`."""
     count = source.shape[0]
     q, double = spread(prime), spread(np.uint32(2 * prime))
-    for n in range(start, stop, 2 * LANES):
-        x, y = load(source, n), load(source, n + LANES)
-        place = (count + n) >> 1
-        a, b = _down_each(evens(x, y), odds(x, y), load(roots, place), load(shoup, place), q, double)
-        place = (count + n) >> 2
-        x, y = first_1(a, b), second_1(a, b)
-        a, b = _down_each(x, y, load_8(roots, place), load_8(shoup, place), q, double)
-        place = (count + n) >> 3
-        x, y = first_2(a, b), second_2(a, b)
-        a, b = _down_each(x, y, load_4(roots, place), load_4(shoup, place), q, double)
-        place = (count + n) >> 4
-        x, y = first_4(a, b), second_4(a, b)
-        a, b = _down_each(x, y, load_2(roots, place), load_2(shoup, place), q, double)
+    for n in range(start, stop, 8 * LANES):
+        a, b = load(source, n), load(source, n + 16)
+        c, d = load(source, n + 32), load(source, n + 48)
+        e, f = load(source, n + 64), load(source, n + 80)
+        g, h = load(source, n + 96), load(source, n + 112)
+        i = (count + n) >> 1
+        a, b = _down_1(a, b, roots, shoup, i, q, double)
+        c, d = _down_1(c, d, roots, shoup, i + 16, q, double)
+        e, f = _down_1(e, f, roots, shoup, i + 32, q, double)
+        g, h = _down_1(g, h, roots, shoup, i + 48, q, double)
+        i = (count + n) >> 2
+        a, b = _down_2(a, b, roots, shoup, i, q, double)
+        c, d = _down_2(c, d, roots, shoup, i + 8, q, double)
+        e, f = _down_2(e, f, roots, shoup, i + 16, q, double)
+        g, h = _down_2(g, h, roots, shoup, i + 24, q, double)
+        i = (count + n) >> 3
+        a, b = _down_4(a, b, roots, shoup, i, q, double)
+        c, d = _down_4(c, d, roots, shoup, i + 4, q, double)
+        e, f = _down_4(e, f, roots, shoup, i + 8, q, double)
+        g, h = _down_4(g, h, roots, shoup, i + 12, q, double)
+        i = (count + n) >> 4
+        a, b = _down_8(a, b, roots, shoup, i, q, double)
+        c, d = _down_8(c, d, roots, shoup, i + 2, q, double)
+        e, f = _down_8(e, f, roots, shoup, i + 4, q, double)
+        g, h = _down_8(g, h, roots, shoup, i + 6, q, double)
         store(target, n, first_8(a, b))
-        store(target, n + LANES, second_8(a, b))
+        store(target, n + 16, second_8(a, b))
+        store(target, n + 32, first_8(c, d))
+        store(target, n + 48, second_8(c, d))
+        store(target, n + 64, first_8(e, f))
+        store(target, n + 80, second_8(e, f))
+        store(target, n + 96, first_8(g, h))
+        store(target, n + 112, second_8(g, h))
 
 
 @kernel
@@ -402,7 +490,7 @@ def inverse_into(source: Any, target: Any, roots: Any, shoup: Any, prime: Any, s
     Parameters
     ----------
     source:
-        Shape (N,), N at least 256.
+        Shape (N,), N at least 1024.
     target:
         Written; shape (N,). May be ``source`` itself.
     roots, shoup:
@@ -435,5 +523,5 @@ def inverse_into(source: Any, target: Any, roots: Any, shoup: Any, prime: Any, s
 
 @kernel
 def inverse(values: Any, roots: Any, shoup: Any, prime: Any, scale: Any, scale_shoup: Any) -> None:
-    """Transform back in place; values are below 2q, results below q. Shape (N,), N at least 256."""
+    """Transform back in place; values are below 2q, results below q. Shape (N,), N at least 1024."""
     inverse_into(values, values, roots, shoup, prime, scale, scale_shoup)

@@ -49,7 +49,7 @@ class Case:
         limits = primes[:, None]
         full = (*shape, len(primes), self.degree)
         if self.kind == "largest":
-            return np.broadcast_to(limits - np.uint64(1), full).astype(np.uint32)
+            return np.broadcast_to(limits - np.uint64(1), full).astype(np.uint32, order="C")
         if self.kind == "zero":
             return np.zeros(full, dtype=np.uint32)
         return self.rng.integers(0, limits, full, dtype=np.uint64).astype(np.uint32)
@@ -141,15 +141,23 @@ class Rotations(Case):
         return total[..., self.orders[number]].astype(np.uint32)
 
 
+def interleaved_keys(keys: Words) -> Words:
+    """Interleave both components for all digits of every key."""
+    count, digits, components, rows, degree = keys.shape
+    laid = kernels.interleaved(keys.reshape(count, digits * components, rows, degree))
+    return laid.reshape(*laid.shape[:-2], digits, components, laid.shape[-1])
+
+
 @pytest.mark.parametrize("which", [[2], [3, 0, 2, 1, 0]])
 def test_many_rotations_of_one_ciphertext(case: Case, parts: int, which: list[int]) -> None:
     these = Rotations(case)
     out = np.empty((len(which), 2, case.level + 1, case.degree), dtype=np.uint32)
     numbers = np.array(which, dtype=np.int64)
-    arguments = (these.digits, these.first, these.keys, numbers, these.orders, out, case.tables)
-    in_parts(kernels.rotate_many, arguments, out, parts)
-    for number, found in zip(which, out, strict=True):
-        assert np.array_equal(found, these.wanted(number))
+    for keys in (these.keys, interleaved_keys(these.keys)):
+        arguments = (these.digits, these.first, keys, numbers, these.orders, out, case.tables)
+        in_parts(kernels.rotate_many, arguments, out, parts)
+        for number, found in zip(which, out, strict=True):
+            assert np.array_equal(found, these.wanted(number))
 
 
 @pytest.mark.parametrize("which", [[], [2], [3, 0, 2, 1, 0]])
@@ -158,12 +166,13 @@ def test_rotations_that_are_added_up(case: Case, parts: int, which: list[int]) -
     base = case.residues(case.over, 2)
     out = np.empty_like(base)
     numbers = np.array(which, dtype=np.int64)
-    arguments = (these.digits, these.first, these.keys, numbers, these.orders, base, out, case.tables)
-    in_parts(kernels.rotate_add, arguments, out, parts)
     wanted = base.astype(np.uint64)
     for number in which:
         wanted = (wanted + these.wanted(number)) % case.over[:, None]
-    assert np.array_equal(out, wanted)
+    for keys in (these.keys, interleaved_keys(these.keys)):
+        arguments = (these.digits, these.first, keys, numbers, these.orders, base, out, case.tables)
+        in_parts(kernels.rotate_add, arguments, out, parts)
+        assert np.array_equal(out, wanted)
 
 
 @pytest.mark.parametrize("extended", [True, False])
@@ -175,14 +184,17 @@ def test_sums_of_products(case: Case, parts: int, extended: bool) -> None:
     which = case.rng.integers(0, 5, starts[-1])
     numbers = case.rng.integers(0, 7, starts[-1])
     out = np.empty((len(lengths), *copies.shape[1:]), dtype=np.uint32)
-    arguments = (copies, diagonals, starts, which, numbers, out, extended, case.tables)
-    in_parts(kernels.multiply_sums, arguments, out, parts)
     plain = unlifted(diagonals, primes)
-    for g, found in enumerate(out):
+    wanted = np.zeros_like(out)
+    for g in range(len(lengths)):
         total = np.zeros(copies.shape[1:], dtype=np.uint64)
         for t in range(starts[g], starts[g + 1]):
             total = (total + copies[which[t]].astype(np.uint64) * plain[numbers[t]]) % primes[:, None]
-        assert np.array_equal(found, total)
+        wanted[g] = total
+    for weights in (diagonals, kernels.interleaved(diagonals)):
+        arguments = (copies, weights, starts, which, numbers, out, extended, case.tables)
+        in_parts(kernels.multiply_sums, arguments, out, parts)
+        assert np.array_equal(out, wanted)
 
 
 def whole(coefficients: Words, primes: Wide, columns: slice) -> list[int]:
