@@ -38,6 +38,7 @@ from hemacrypt.engines.vector.ntt import forward, forward_into, inverse, inverse
 _MOST_PRODUCTS = 8
 # Residues that are worked on at a time: sums of 64 bits then stay in the first-level cache.
 _BLOCK = 1024
+# Residues of a row that are rotated before the next row's or key's turn comes.
 _SEGMENT = 1024
 # Residues whose sums are held in registers.
 _TILE = 64
@@ -89,22 +90,9 @@ def decompose(polynomial: Any, digits: Any, tables: Any) -> None:
     digits:
         Written; shape (k, k + 1, N), the last row for the special prime.
     """
-    primes = tables[0]
-    level, special = polynomial.shape[0], primes.shape[0] - 1
-    count = polynomial.shape[1]
-    digit = np.empty(count, np.uint32)
-    for j in range(level):
-        digit[:] = polynomial[j]
-        to_coefficients(digit, j, tables)
-        for i in range(level + 1):
-            row = special if i == level else i
-            target = digits[j, i]
-            if row == j:
-                target[:] = polynomial[j]
-                continue
-            # Primes differ by less than a factor of two, so one subtraction reduces; the transform takes even more.
-            target[:] = digit
-            to_values(target, row, tables)
+    coefficients = np.empty_like(polynomial)
+    lower(polynomial, coefficients, tables, 0, 1)
+    lift(polynomial, coefficients, digits, tables, 0, 1)
 
 
 @kernel
