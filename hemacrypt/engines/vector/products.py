@@ -96,7 +96,7 @@ def _add_sums(sums: Any, prime: Any, inverse: Any, out: Any, places: Any, kept: 
     for number in range(len(sums) // 2):
         at = places[row + number] + within
         before = load(out, at) * spread(kept[row + number])
-        found = reduced(sums[2 * number], sums[2 * number + 1], modulus, factor)
+        found = reduced((sums[2 * number], sums[2 * number + 1]), modulus, factor)
         store(out, at, under(found + before, modulus))
 
 
