@@ -41,8 +41,11 @@ class Case:
     images: Array
 
     def write(self, path: Path) -> Path:
-        """Write weights, images and logits to an .npz file, as `benchmarks.peers.worker` reads it."""
+        """Write weights, images and logits to an .npz file for `read` and for `benchmarks.peers.worker`."""
         arrays: dict[str, Array] = {"images": self.images, "logits": self.network(self.images)}
+        arrays["input_range"] = np.array(self.network.input_range)
+        for number, peak in enumerate(self.network.peaks):
+            arrays[f"magnitudes{number}"] = peak
         for number, layer in enumerate(self.network.linears):
             arrays[f"bias{number}"] = layer.bias
             if isinstance(layer, Dense):
@@ -54,6 +57,27 @@ class Case:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, **arrays)  # type: ignore[arg-type]
         return path
+
+    @classmethod
+    def read(cls, path: Path) -> Case:
+        """Read what `write` wrote; the file's name is the case's."""
+        layers: list[Linear] = []
+        with np.load(path) as file:
+            for number in range(sum(name.startswith("weight") for name in file)):
+                weight, bias = file[f"weight{number}"], file[f"bias{number}"]
+                if f"geometry{number}" not in file:
+                    layers.append(Dense(weight, bias))
+                    continue
+                channels, height, width, stride, top, bottom, left, right = (
+                    file[f"geometry{number}"].astype(int).tolist()
+                )
+                padding = (top, bottom), (left, right)
+                layers.append(Convolution(weight, bias, (channels, height, width), stride, padding))
+            images, (low, high) = file["images"], file["input_range"].tolist()
+            magnitudes = tuple(file[f"magnitudes{number}"] for number in range(len(layers)))
+        _, channels, height, width = images.shape
+        network = CollapsedNetwork((channels, height, width), tuple(layers), (low, high), magnitudes)
+        return cls(path.stem, network, images)
 
 
 def _convolution(

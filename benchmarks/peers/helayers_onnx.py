@@ -35,9 +35,7 @@ def _model(case: CaseFile) -> onnx.ModelProto:
         if layer.convolves:
             top, bottom, left, right = layer.padding
             strides, pads = [layer.stride] * 2, [top, left, bottom, right]
-            value = node(
-                "Conv", [value, *names], kernel_shape=list(layer.weight.shape[2:]), strides=strides, pads=pads
-            )
+            value = node("Conv", [value, *names], kernel_shape=list(layer.weight.shape[2:]), strides=strides, pads=pads)
         else:
             value = value if flat else node("Flatten", [value])
             flat = True

@@ -1,7 +1,7 @@
 """Orion: its own packing and its hoisted, double-hoisted Lattigo backend, at N = 8192.
 
-Lattigo does not check security; the modulus of 217 bits is below the 218 that the homomorphic encryption standard allows
-for a ternary secret at this degree. The secret is as dense as Lattigo's uniform ternary default.
+Lattigo does not check security; the modulus of 217 bits is below the 218 that the homomorphic encryption standard
+allows for a ternary secret at this degree. The secret's weight is the degree itself: no coefficient is zero.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ def _tensor(values: Array) -> torch.Tensor:
 def _module(layer: Layer) -> Any:
     if layer.convolves:
         outputs, inputs, side, _ = layer.weight.shape
-        module = orion.nn.Conv2d(
-            inputs, outputs, side, layer.stride, layer.same_padding, bsgs_ratio=_BABY_GIANT_RATIO
-        )
+        module = orion.nn.Conv2d(inputs, outputs, side, layer.stride, layer.same_padding, bsgs_ratio=_BABY_GIANT_RATIO)
     else:
         module = orion.nn.Linear(layer.weight.shape[1], len(layer.weight), bsgs_ratio=_BABY_GIANT_RATIO)
     module.weight.data, module.bias.data = _tensor(layer.weight), _tensor(layer.bias)

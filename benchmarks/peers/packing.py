@@ -108,7 +108,7 @@ def _entries(layer: Layer) -> tuple[Places, Places, Array]:
     values: list[Array] = []
     for i, j in np.ndindex(height, width):
         from_y, from_x = y * layer.stride + i - top, x * layer.stride + j - left
-        inside = (0 <= from_y) & (from_y < in_height) & (0 <= from_x) & (from_x < in_width)
+        inside = (from_y >= 0) & (from_y < in_height) & (from_x >= 0) & (from_x < in_width)
         pixel, origin = (y * out_width + x)[inside], (from_y * in_width + from_x)[inside]
         for o, c in np.ndindex(filters, channels):
             rows.append(o * out_height * out_width + pixel)
