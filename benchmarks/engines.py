@@ -240,8 +240,11 @@ class Worker:
                 continue
 
     def _last_words(self) -> str:
-        self._process.kill()
-        code = self._process.wait()
+        try:
+            code = self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return f"ended with code {code}: {lines[-1] if lines else 'no word'} (see {self._log})"
 

@@ -67,7 +67,7 @@ def bars(results: dict[str, Any], statistic: str = "median") -> list[Bar]:
 
     def each(row: Row) -> float:
         """Return core milliseconds for each image."""
-        return whole(row) * row["threads"] / row["batch"]
+        return whole(row) * float(row["threads"]) / float(row["batch"])
 
     def vector(network: str, threads: int = 1, batch: int = 1, **wanted: Any) -> Row | None:
         return fastest(rows, engine="vector", network=network, threads=threads, batch=batch, **wanted)

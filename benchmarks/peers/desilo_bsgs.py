@@ -70,7 +70,7 @@ class Desilo:
 
     def decrypt(self, reply: Any) -> npt.ArrayLike:
         """Return the logits."""
-        return np.real(self._engine.decrypt(reply, self._secret)[: self._packing.outputs])
+        return np.asarray(np.real(self._engine.decrypt(reply, self._secret)[: self._packing.outputs]))
 
     def facts(self, request: Any, reply: Any) -> dict[str, Any]:
         """Return sizes as DESILO serialises, and its version."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import openfhe
 
@@ -122,7 +123,7 @@ class OpenFhe:
         """Return the logits."""
         plain = self._context.Decrypt(self._keys.secretKey, reply)
         plain.SetLength(self._packing.outputs)
-        return plain.GetRealPackedValue()[: self._packing.outputs]
+        return np.asarray(plain.GetRealPackedValue()[: self._packing.outputs])
 
     def facts(self, request: Ciphertext, reply: Ciphertext) -> dict[str, Any]:
         """Return sizes as OpenFHE serialises, and its version."""
