@@ -97,14 +97,14 @@ class Schedule:
     timed:
         Timed evaluations in each turn, after an untimed one.
     slow_rounds:
-        Turns, of one evaluation each, for engines that take longer than ``slow_ms``.
+        Turns of one evaluation for engines that take longer than ``slow_ms``; their second evaluation counts too.
     once_ms:
         Engines whose first evaluation takes longer than this are not evaluated again.
     """
 
     rounds: int = 5
     timed: int = 3
-    slow_rounds: int = 3
+    slow_rounds: int = 2
     slow_ms: float = 1500.0
     once_ms: float = 60_000.0
 
@@ -309,9 +309,11 @@ def run_case(
                 elif first["first_ms"] > schedule.once_ms:
                     running.append(_Running(worker, [first["first_ms"]], 0, 0))
                 else:
-                    fast = worker.evaluate(1, 1)[0] <= schedule.slow_ms
-                    turns = (schedule.rounds, schedule.timed) if fast else (schedule.slow_rounds, 1)
-                    running.append(_Running(worker, [], *turns))
+                    second = worker.evaluate(0, 1)
+                    if second[0] <= schedule.slow_ms:
+                        running.append(_Running(worker, [], schedule.rounds, schedule.timed))
+                    else:
+                        running.append(_Running(worker, second, schedule.slow_rounds, 1))
             except Absent as reason:
                 skip(entry, reason)
         for turn in range(max((each.rounds for each in running), default=0)):
