@@ -2,14 +2,16 @@
 
 OpenFHE's Python package has no layers, so the affine maps are products with diagonals. Baby steps share one
 decomposition (EvalFastRotationPrecompute); giant steps and rotate-and-sums stay in the extended modulus until their
-sum is switched down once (EvalFastRotationExt, KeySwitchDown). Variants: ``manual`` (FIXEDMANUAL: fastest) and ``auto``
-(FLEXIBLEAUTO: exact scales, smaller errors).
+sum is switched down once (EvalFastRotationExt, KeySwitchDown). Variants: ``manual`` (FIXEDMANUAL, fastest; it takes
+every prime for the scale, so weights are scaled ahead to make up for that) and ``auto`` (FLEXIBLEAUTO keeps exact
+scales itself).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -53,15 +55,30 @@ class OpenFhe:
         self._keys = self._context.KeyGen()
         self._context.EvalMultKeyGen(self._keys.secretKey)
         self._context.EvalRotateKeyGen(self._keys.secretKey, packing.rotations)
-        self._encoded = [self._encode(number, stage) for number, stage in enumerate(packing.stages)]
+        losses = self._losses(depth) if self._manual else [1.0] * depth
+        self._encoded = [self._encode(number, stage, losses) for number, stage in enumerate(packing.stages)]
 
-    def _encode(self, number: int, stage: Stage) -> _Encoded:
+    def _losses(self, depth: int) -> list[float]:
+        """Measure by what factor too large a value is after the rescale at each level: 2^25 by that level's prime."""
+        ones = np.ones(self._packing.slots)
+        value = self._context.Encrypt(self._keys.publicKey, self._plain(ones, 0))
+        found = [1.0]
+        for level in range(depth):
+            value = self._context.Rescale(self._context.EvalMult(value, self._plain(ones, level)))
+            plain = self._context.Decrypt(self._keys.secretKey, value)
+            found.append(float(np.mean(plain.GetRealPackedValue())))
+        return [after / before for before, after in pairwise(found)]
+
+    def _encode(self, number: int, stage: Stage, losses: list[float]) -> _Encoded:
         level = 2 * number
+        # The square that follows multiplies its own loss in; scaled like this, its result is right.
+        wanted = losses[level + 1] ** -0.5 if level + 1 < len(losses) else 1.0
+        weight = wanted / losses[level]
         giants = {
-            giant: {baby: self._plain(diagonal, level) for baby, diagonal in row.items()}
+            giant: {baby: self._plain(weight * diagonal, level) for baby, diagonal in row.items()}
             for giant, row in stage.giants.items()
         }
-        return _Encoded(giants, self._plain(stage.bias, level + self._manual))
+        return _Encoded(giants, self._plain(wanted * stage.bias, level + self._manual))
 
     def _plain(self, values: Array, level: int) -> Any:
         return self._context.MakeCKKSPackedPlaintext(values.tolist(), 1, level)
@@ -73,7 +90,7 @@ class OpenFhe:
     def compute(self, request: Ciphertext) -> Ciphertext:
         """Evaluate the network."""
         context, value = self._context, request
-        for number, (stage, encoded) in enumerate(zip(self._packing.stages, self._encoded)):  # noqa: B905
+        for number, (stage, encoded) in enumerate(zip(self._packing.stages, self._encoded, strict=True)):
             if number:
                 value = context.EvalSquare(value)
                 if self._manual:

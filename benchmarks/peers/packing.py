@@ -131,7 +131,7 @@ def _split(diagonals: dict[int, Array], period: int, baby_cost: float) -> dict[i
                 if cost < best_cost:
                     best, best_cost = giants, cost
     arranged: dict[int, dict[int, Array]] = defaultdict(dict)
-    for offset, giant in zip(offsets.tolist(), best.tolist()):  # noqa: B905 - Python 3.9 has no strict
+    for offset, giant in zip(offsets.tolist(), best.tolist(), strict=True):
         arranged[giant][(offset - giant) % period] = np.roll(diagonals[offset], giant)
     return dict(arranged)
 

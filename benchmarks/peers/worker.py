@@ -174,7 +174,7 @@ def serve(prepare: Callable[[CaseFile, Options], Subject]) -> None:
         reply = subject.compute(request)
         milliseconds = 1000 * (time.perf_counter() - started)
         logits = np.asarray(subject.decrypt(reply), dtype=np.float64).reshape(options.batch, -1)
-        for image, row in zip(chosen.tolist(), logits.tolist()):  # noqa: B905 - Python 3.9 has no strict
+        for image, row in zip(chosen.tolist(), logits.tolist(), strict=True):
             answers.setdefault(image, []).append(row)
         last = request, reply
         return milliseconds
