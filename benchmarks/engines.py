@@ -49,7 +49,7 @@ SCRIPTS = {
 _THROUGHPUT_IMAGES = 4096
 _WIDTH = 150
 # CPU flags that decide which kernels a library can run.
-_FLAGS = ("avx2", "avx512f", "avx512dq", "avx512ifma", "avx512_vbmi", "avx512_vnni")
+_FLAGS = ("avx2", "avx512f", "avx512dq", "avx512ifma", "avx512vbmi", "avx512_vnni")
 
 
 class Absent(Exception):  # noqa: N818 - a row that does not come about is no error
