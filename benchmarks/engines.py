@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -197,6 +198,8 @@ class Worker:
                 )
         finally:
             os.sched_setaffinity(0, cpus)
+        # Where memory runs out, the process that is measured goes, and not a neighbour of it.
+        Path(f"/proc/{self._process.pid}/oom_score_adj").write_text("1000", encoding="ascii")
 
     def answer(self) -> dict[str, Any]:
         """Wait for its next message."""
@@ -246,7 +249,8 @@ class Worker:
             self._process.kill()
             code = self._process.wait()
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return f"ended with code {code}: {lines[-1] if lines else 'no word'} (see {self._log})"
+        killed = " (killed: too little memory, or no answer in time)" if code == -signal.SIGKILL else ""
+        return f"ended with code {code}{killed}: {lines[-1] if lines else 'no word'}; see {self._log}"
 
 
 @dataclass
@@ -444,6 +448,7 @@ def main(
             for key in ("rows", "floors", "skipped"):
                 results[key] += found[key]
             results["versions"] |= {each["name"]: each["version"] for each in found["versions"]}
+    results["machine"]["load_after"] = os.getloadavg()[0]
     (out / "engines.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     report.show(results, console)
     report.plot(results["rows"], out / "engines.png")

@@ -120,7 +120,7 @@ def show(results: dict[str, Any], console: Console) -> None:
     machine = results["machine"]
     console.print(
         f"{machine['cpu']}, {machine['cores']} cores, {' '.join(machine['flags'])}, kernel {machine['kernel']}, "
-        f"load {machine['load']:.2f} at the start"
+        f"load {machine['load']:.1f} before and {machine.get('load_after', machine['load']):.1f} after"
     )
     console.print(", ".join(f"{name} {number}" for name, number in results["versions"].items()))
 
@@ -209,7 +209,7 @@ def plot(rows: list[Row], path: Path) -> None:
         values = [milliseconds(row) / row["batch"] for row in shown]
         colours = ["tab:blue" if row["engine"] in _OURS else "tab:grey" for row in shown]
         drawn = panel.barh(labels, values, color=colours)
-        panel.bar_label(drawn, [f"{value:.3g}" for value in values], padding=3)
+        panel.bar_label(drawn, [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values], padding=3)
         panel.set(xscale="log", xlim=(min(values) / 2, max(values) * 2), title=network)
     panels[-1, 0].set_xlabel("milliseconds for each image (median)")
     figure.savefig(path, dpi=120)
