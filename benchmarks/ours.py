@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.floor import floor
 from benchmarks.networks import Case
 from benchmarks.peers.worker import CaseFile, Options, Skipped, read_options, serve
 from client_sdk._crypto import KeyHolder
@@ -23,31 +24,33 @@ from hemacrypt.engines.base import Engine
 from hemacrypt.errors import HemacryptError
 from hemacrypt.network import Array, CollapsedNetwork
 from hemacrypt.plan import Plan
-from hemacrypt.planner import plan_network
+from hemacrypt.planner import KEY_BUDGET, plan_network
 
 
 def plan_of(network: CollapsedNetwork, slots: str, batch: int) -> Plan:
     """Plan a network with real or complex slots for so many images in one ciphertext."""
-    if slots != "real" or batch > 1:
-        raise Skipped("the planner makes plans for one image in real slots only")
-    return plan_network(network)
+    if batch > 2 or (batch == 2 and slots == "real"):
+        raise Skipped("a ciphertext carries two images at most, the second one in the imaginary parts")
+    return plan_network(network, slots="real" if slots == "real" else "complex", images=batch)
 
 
 def engine_of(name: str, plan: Plan, threads: int) -> Engine[Any]:
     """Make an engine."""
-    if threads > 1:
+    if threads > 1 and name == "seal":
         raise Skipped(f"the engine {name} has one thread only")
-    return encrypted_engine(name, plan)
+    return encrypted_engine(name, plan, threads)
 
 
 def floor_of(plan: Plan, engine: str) -> dict[str, Any] | None:
-    """Return ``{"floor_ms": …, "parts": {…}}``: what the plan's primitives cost alone; None where nobody counted."""
-    return None
+    """Return what the plan's primitives cost alone, at the best speed of each on this machine."""
+    if engine != "vector":
+        return None
+    return floor(plan)
 
 
 def key_budget_mb() -> float | None:
-    """Return the megabytes that the planner may spend on evaluation keys; None when it has no budget."""
-    return None
+    """Return the megabytes that the planner may spend on evaluation keys."""
+    return KEY_BUDGET / 1e6
 
 
 def throughput(case: Case, threads: int) -> dict[str, Any]:
@@ -88,22 +91,22 @@ class Ours:
         self._key_bytes = len(keys.to_bytes())
         self._keys = self._engine.load_keys(keys)
 
-    def encrypt(self, images: Array) -> bytes:
+    def encrypt(self, images: Array) -> list[bytes]:
         """Encrypt a batch."""
-        return self._holder.encrypt(images[0])
+        return self._holder.encrypt(images)
 
-    def compute(self, request: bytes) -> bytes:
+    def compute(self, request: list[bytes]) -> list[bytes]:
         """Evaluate the network: bytes from the wire to bytes for the wire, checks included."""
         return self._engine.evaluate(request, self._keys)
 
-    def decrypt(self, reply: bytes) -> npt.ArrayLike:
+    def decrypt(self, reply: list[bytes]) -> npt.ArrayLike:
         """Return the logits."""
         return np.asarray(self._holder.decrypt(reply))
 
-    def facts(self, request: bytes, reply: bytes) -> dict[str, Any]:
+    def facts(self, request: list[bytes], reply: list[bytes]) -> dict[str, Any]:
         """Return sizes, the version, the planned error and the floor."""
         return {
-            "bytes": {"upload": len(request), "reply": len(reply), "keys": self._key_bytes},
+            "bytes": {"upload": sum(map(len, request)), "reply": sum(map(len, reply)), "keys": self._key_bytes},
             "version": version("hemacrypt"),
             "logit_error_bound": self._plan.public.logit_error_bound,
             "key_budget_mb": key_budget_mb(),

@@ -1,0 +1,98 @@
+"""The least that an evaluation can take: its counted primitives, each at the best speed that it reaches here alone.
+
+Two parts that a machine cannot do without: arithmetic — transforms, rows multiplied and added up, other passes over
+rows, each measured on operands in a near cache — and bytes: keys and diagonals come from memory once in every
+evaluation, at the speed at which plain reading of memory goes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+
+from hemacrypt.engines.vector import kernels
+from hemacrypt.engines.vector.modular import kernel
+from hemacrypt.engines.vector.ring import Ring
+from hemacrypt.plan import Parameters, Plan
+from hemacrypt.planner import costs
+
+_MEMORY_BYTES = 256 << 20
+_TRIES = 30
+
+
+def best(function: Callable[[], object], tries: int = _TRIES) -> float:
+    """Return the shortest time of several calls, in milliseconds."""
+    function()
+    shortest = float("inf")
+    for _ in range(tries):
+        started = time.perf_counter()
+        function()
+        shortest = min(shortest, time.perf_counter() - started)
+    return shortest * 1e3
+
+
+@kernel
+def _read(words: Any) -> Any:
+    total = np.uint64(0)
+    for n in range(words.shape[0]):
+        total += words[n]
+    return total
+
+
+def floor(plan: Plan) -> dict[str, Any]:
+    """Measure the primitives of a plan and add up what it takes at least.
+
+    Returns
+    -------
+    dict
+        ``floor_ms`` and ``parts``: milliseconds of transforms, products, passes and reading.
+    """
+    total = costs.Counts()
+    for step in plan.steps:
+        total += costs.count(step)
+    transform, product, pass_ = _primitives(Ring(plan.parameters.truncated(plan.parameters.top_level)))
+    words = np.ones(_MEMORY_BYTES // 8, dtype=np.uint64)
+    reading = best(lambda: _read(words), 5) / _MEMORY_BYTES
+    parts = {
+        "transforms": total.transforms * transform,
+        "products": total.products * product,
+        "passes": total.passes * pass_,
+        "reading keys and diagonals": total.rows_read * 4 * plan.parameters.degree * reading,
+    }
+    return {"floor_ms": sum(parts.values()), "parts": parts}
+
+
+def _primitives(ring: Ring) -> tuple[float, float, float]:
+    """Return the milliseconds of one transform, of one row of products, and of one pass over a row."""
+    degree, tables = ring.parameters.degree, ring.tables
+    row = np.arange(degree, dtype=np.uint32)
+    many = 20
+
+    def transforms() -> None:
+        for _ in range(many):
+            kernels.to_values(row, 0, tables)
+
+    # The other two at a small degree, where keys and results stay in the second-level cache; both grow linearly with it.
+    given, near = ring.parameters, kernels.SEGMENT
+    chain = SimpleNamespace(degree=near, data_primes=given.data_primes, special_prime=given.special_prime)
+    small, primes = Ring(cast(Parameters, chain)), len(given.data_primes)
+    keys = np.ones((primes + 1, 1, 1, kernels.SEGMENT // kernels.TILE, primes, 2, kernels.TILE), dtype=np.uint32)
+    digits, order = np.ones((primes, primes + 1, near + kernels.PADDING), dtype=np.uint32), small.automorphism(3)[None]
+    over, out = np.ones((2, primes + 1, near), dtype=np.uint32), np.empty((2, primes + 1, near), dtype=np.uint32)
+
+    def rotations() -> None:
+        for _ in range(many):
+            kernels.rotate_add(digits, over[0], keys, order, over, out, small.tables, 0, 1)
+
+    def passes() -> None:
+        for _ in range(many):
+            kernels.lift_first(over[0, :primes], out[0], small.tables, 0, 1)
+
+    times, rows = degree / near / many, 2 * (primes + 1)
+    pass_ = best(passes) * times / primes
+    product = (best(rotations) * times - 2 * rows * pass_) / (rows * primes)
+    return best(transforms) / many, max(product, 0.0), pass_
