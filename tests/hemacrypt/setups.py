@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,16 +32,33 @@ class Setup:
     minor: int
 
     @classmethod
-    def of(cls, network: CollapsedNetwork) -> Setup:
-        """Plan a network, make an engine and a hospital's keys."""
-        plan = plan_network(network)
+    def of(cls, network: CollapsedNetwork, **options: Any) -> Setup:
+        """Plan a network with options of `plan_network`, make an engine and a hospital's keys."""
+        plan = plan_network(network, **options)
         engine, holder = SealEngine(plan), KeyHolder(plan.public)
         keys = holder.evaluation_keys()
         return cls(network, plan, engine, holder, keys, engine.load_keys(keys), sealio.seal_minor_version())
 
-    def predict(self, image: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Return the logits of one image by the encrypted path."""
-        return self.holder.decrypt(self.engine.evaluate(self.holder.encrypt(image), self.keys))
+    def predict(self, images: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Return the logits of the images of one request by the encrypted path, shape (images, logits)."""
+        return self.holder.decrypt(self.reply(images))
+
+    def reply(self, images: npt.ArrayLike) -> list[bytes]:
+        """Encrypt and evaluate the images of one request."""
+        return self.engine.evaluate(self.holder.encrypt(images), self.keys)
+
+    def slots(self, replies: Sequence[bytes]) -> npt.NDArray[np.complex128]:
+        """Decrypt a reply down to its slots, shape (ciphertexts, slots)."""
+        public = self.plan.public
+        context = sealio.make_context(public.parameters)
+        decryptor = seal.Decryptor(context, sealio.load(seal.SecretKey(), context, self.holder.secret_bytes()))
+        rows = []
+        for reply in replies:
+            checked = sealformat.check_ciphertext(reply, public.parameters, 0, public.output_scale, self.minor)
+            plain = seal.Plaintext()
+            decryptor.decrypt(sealio.load(seal.Ciphertext(), context, checked), plain)
+            rows.append(seal.CKKSEncoder(context).decode_complex(plain))
+        return np.array(rows)
 
     def checked(self, upload: bytes) -> bytes:
         """Return an upload as the stream that SEAL may load."""
