@@ -31,7 +31,7 @@ from hemacrypt.planner.rotations import Split, arrange, splits, turn_groups
 from hemacrypt.security import LARGEST_MODULUS_BITS
 
 # What evaluation keys may take on the wire unless the operator says otherwise.
-KEY_BUDGET: Final = 34_000_000
+KEY_BUDGET: Final = 31_000_000
 # How much slower, in milliseconds, an evaluation may get for every megabyte of keys that it saves; tried in turn.
 _WORTH_A_MEGABYTE: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 1e3)
 # A pair plan is worth its keys when it is at least this much faster for each image.

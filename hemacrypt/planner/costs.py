@@ -96,8 +96,8 @@ class Costs:
 
 
 def one_key_bytes(degree: int, level: int) -> float:
-    """Return what one seeded key for a level takes on the wire: 30 bits of each residue in about 39, as SEAL packs."""
-    return (level + 1) * ((level + 2) * degree * 4.9 + 400)
+    """Return what one seeded key for a level takes on the wire: 30 bits of each residue in 36, as SEAL packs them."""
+    return 4.5 * (level + 1) * (level + 2) * degree
 
 
 def key_bytes(parameters: Parameters, groups: Iterable[KeyGroup]) -> float:

@@ -44,3 +44,27 @@ def one_square() -> Setup:
     rng = np.random.default_rng(22)
     first = Convolution(rng.normal(size=(2, 1, 2, 2)), rng.normal(size=2), (1, 4, 4), 2)
     return Setup.of(CollapsedNetwork((1, 4, 4), (first, Dense(rng.normal(size=(2, 8)), rng.normal(size=2)))))
+
+
+@pytest.fixture(scope="session")
+def pair() -> Setup:
+    """Return a small network with one square (degree 8192) that takes two images at once, ready to run."""
+    rng = np.random.default_rng(23)
+    first = Convolution(rng.normal(size=(2, 1, 2, 2)) / 2, rng.normal(size=2) / 4, (1, 4, 4), 2)
+    network = CollapsedNetwork((1, 4, 4), (first, Dense(rng.normal(size=(3, 8)) / 4, rng.normal(size=3))))
+    return Setup.of(network, images=2)
+
+
+@pytest.fixture(scope="session")
+def spread() -> Setup:
+    """Return a network whose 5000 activations (degree 8192) need two ciphertexts, which one square joins."""
+    rng = np.random.default_rng(24)
+    first = Dense(rng.normal(size=(5000, 4)) / 2, rng.normal(size=5000) / 4)
+    return Setup.of(CollapsedNetwork((1, 2, 2), (first, Dense(rng.normal(size=(2, 5000)) / 500, rng.normal(size=2)))))
+
+
+@pytest.fixture(scope="session")
+def parted_input() -> Setup:
+    """Return a logistic regression (degree 4096) over an image that fills three ciphertexts when its slots are real."""
+    rng = np.random.default_rng(25)
+    return Setup.of(CollapsedNetwork((3, 32, 64), (Dense(rng.normal(size=(3, 6144)) / 40, rng.normal(size=3)),)))
