@@ -104,6 +104,8 @@ class _Process:
                 "memory_mb": settings.worker_memory_mb,
                 "threads": settings.threads,
                 "key_budget": settings.key_budget,
+                "cache": settings.cache and str(settings.cache),
+                "cache_limit_mb": settings.cache_limit_mb,
             }
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "service.worker", str(theirs.fileno()), json.dumps(arguments)],

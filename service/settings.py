@@ -47,6 +47,10 @@ class Settings(BaseSettings):
     """Key sets that each worker keeps loaded; one takes about 75 MB for the leukaemia model."""
     key_budget_mb: int | None = Field(None, ge=1)
     """Megabytes that a client's evaluation keys may take; fewer make the service slower. By default about 34."""
+    cache: Path | None = Field(default_factory=lambda: platformdirs.user_cache_path("hemacrypt") / "diagonals")
+    """Where encoded weights are kept between starts, readable by their owner alone."""
+    cache_limit_mb: int = Field(8192, ge=1)
+    """Disk space that encoded weights may take."""
     worker_memory_mb: int = Field(4096, ge=512)
     """Address space that a worker may use; beyond it, it is stopped and started again."""
     store_limit_mb: int = Field(20_000, ge=1)

@@ -54,14 +54,25 @@ class Worker:
         How many threads share one request.
     key_budget:
         Bytes that a client's keys may take on the wire.
+    cache, cache_limit:
+        Where encoded weights are kept between starts, and the bytes that they may take.
     """
 
     def __init__(
-        self, bundles: list[Path], engine: str, cached_keys: int, threads: int = 1, key_budget: int | None = None
+        self,
+        bundles: list[Path],
+        engine: str,
+        cached_keys: int,
+        threads: int = 1,
+        key_budget: int | None = None,
+        cache: Path | None = None,
+        cache_limit: int = 4 << 30,
     ) -> None:
         models = load_models(bundles, key_budget)
         self._engines: dict[str, dict[str, Engine[Any]]] = {
-            name: {plan.public.plan_id: encrypted_engine(engine, plan, threads) for plan in model.plans}
+            name: {
+                plan.public.plan_id: encrypted_engine(engine, plan, threads, cache, cache_limit) for plan in model.plans
+            }
             for name, model in models.items()
         }
         self._cached_keys = cached_keys
@@ -125,6 +136,8 @@ def main() -> None:
         settings["cached_keys"],
         settings["threads"],
         settings["key_budget"],
+        settings["cache"] and Path(settings["cache"]),
+        settings["cache_limit_mb"] << 20,
     )
     connection.send_bytes(json.dumps({"ready": True}).encode())
     while True:
