@@ -263,7 +263,9 @@ def _sources(network: CollapsedNetwork, slots: int, kind: Slots, images: int) ->
         extent = grid.extent(network.input_shape)
         plain = grid.layout(network.input_shape, min(power_of_two_from(extent), slots), slots)
     plain = replace(plain, images=images)
-    if kind == "real" or images == 2 or (plain.ciphertexts == 1 and plain.positions.max() < plain.period // 2):
+    # A single slot has no upper half.
+    half = max(plain.period // 2, 1)
+    if kind == "real" or images == 2 or (plain.ciphertexts == 1 and plain.positions.max() < half):
         return [(plain, grid)]
     folded = plain.folded()
     return [(folded, grid), (plain, grid)] if folded.mixes else [(plain, grid)]
