@@ -41,8 +41,8 @@ class Settings(BaseSettings):
     """Requests that may wait for a worker before new ones are refused."""
     job_seconds: float = Field(120.0, gt=0)
     """A worker that takes longer for one job is stopped and started again."""
-    start_seconds: float = Field(120.0, gt=0)
-    """How long a worker may take to become ready."""
+    start_seconds: float = Field(300.0, gt=0)
+    """How long a worker may take to become ready; the first one on a machine compiles the engine."""
     cached_keys: int = Field(8, ge=1, le=1000)
     """Key sets that each worker keeps loaded; one takes about 75 MB for the leukaemia model."""
     key_budget_mb: int | None = Field(None, ge=1)

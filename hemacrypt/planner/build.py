@@ -340,7 +340,8 @@ class _Chooser:
                 turning = costs.finish(level)
                 for group in turns:
                     turning += costs.turn(level, len(group))
-                spent = costs.VECTOR.milliseconds(turning * form.target.ciphertexts, degree)
+                turning = turning * form.target.ciphertexts + costs.key(level) * len(keys)
+                spent = costs.VECTOR.milliseconds(turning, degree)
                 for cost, split in ways:
                     needed = len(keys | {Turn(step) for step in split.keys})
                     priced = spent + cost + worth * needed * megabyte

@@ -82,10 +82,15 @@ def decompose(level: int) -> Counts:
     return Counts(transforms=(level + 1) * (level + 2))
 
 
+def key(level: int) -> Counts:
+    """Count the reading of one key."""
+    return Counts(rows_read=2 * (level + 2) * (level + 1))
+
+
 def rotate(level: int) -> Counts:
-    """Count one rotation of a decomposed ciphertext that stays over QP."""
+    """Count one rotation of a decomposed ciphertext that stays over QP, its key at hand."""
     rows = 2 * (level + 2)
-    return Counts(products=rows * (level + 1), passes=2 * rows, rows_read=rows * (level + 1))
+    return Counts(products=rows * (level + 1), passes=2 * rows)
 
 
 def product(level: int) -> Counts:
@@ -99,7 +104,7 @@ def fold(level: int) -> Counts:
 
 
 def turn(level: int, rotations: int) -> Counts:
-    """Count the rotation of a sum over QP by several steps at once."""
+    """Count the rotation of a sum over QP by several steps at once, their keys at hand."""
     return fold(level) + decompose(level) + rotate(level) * rotations
 
 
@@ -112,7 +117,8 @@ def square(level: int, squares: int, outputs: int, conjugations: int) -> Counts:
     """Count squaring ciphertexts, joining, relinearising and rescaling them."""
     tensor = Counts(products=3 * (level + 1), passes=2 * (level + 1))
     switch = decompose(level) + rotate(level) + Counts(passes=2 * (level + 1))
-    return tensor * squares + (switch + fold(level) * 2) * conjugations + (switch + finish(level)) * outputs
+    keys = key(level) * (2 if conjugations else 1)
+    return tensor * squares + (switch + fold(level) * 2) * conjugations + (switch + finish(level)) * outputs + keys
 
 
 def count(step: Step) -> Counts:
@@ -126,9 +132,12 @@ def count(step: Step) -> Counts:
     total += fold(level) * sum(parent >= step.inputs for parent in opened)
     total += rotate(level) * (len(step.copies) - step.inputs)
     total += product(level) * step.multiplications
-    total += turn(level, 1) * sum(len(giants) - 1 for giants in step.giants)
+    # Copies with one step share its key, and so do all giant steps.
+    total += key(level) * len({copy.step for copy in step.copies[step.inputs :]})
+    giants = sum(len(giants) - 1 for giants in step.giants)
+    total += turn(level, 1) * giants + key(level) * min(giants, 1)
     for group in step.turns:
-        total += turn(level, len(group)) * step.outputs
+        total += turn(level, len(group)) * step.outputs + key(level) * len(group)
     return total + finish(level) * step.outputs
 
 

@@ -30,7 +30,7 @@ from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.engines.vector.team import BrokenTeamError, Team
 from hemacrypt.errors import PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys
-from hemacrypt.plan import JOIN_FACTOR, LinearStep, Plan, SquareStep, Step, Turn
+from hemacrypt.plan import JOIN_FACTOR, LinearStep, Parameters, Plan, SquareStep, Step, Turn
 
 # The SEAL whose headers replies carry: the one inside TenSEAL 0.3.16 and later.
 _SEAL_MINOR = 3
@@ -66,12 +66,46 @@ class VectorKeys:
 
 
 @dataclass(frozen=True, eq=False)
-class _Opening:
-    """Copies that share the decomposition of their parent; they stand side by side."""
+class _Rotations:
+    """How the copies of a layer's input are made.
 
-    parent: int
-    first: int
+    Attributes
+    ----------
+    opened:
+        Copies that are decomposed, in order: the first ones are inputs, each other one is made from an earlier one.
+    origins:
+        For each of them the decomposition and the Galois element that it is made with; (0, 1) for inputs.
+    elements:
+        Galois elements that make the copies that are not decomposed.
+    starts, openings, parents, targets:
+        What each of them makes, as `kernels.rotate_shared` takes it.
+    """
+
+    opened: tuple[int, ...]
+    origins: tuple[tuple[int, int], ...]
     elements: tuple[int, ...]
+    starts: Numbers
+    openings: Numbers
+    parents: Numbers
+    targets: Numbers
+
+    @classmethod
+    def of(cls, step: LinearStep, parameters: Parameters) -> _Rotations:
+        """Sort the rotations of a step by the keys that they share."""
+        opened = sorted({copy.parent for copy in step.copies[step.inputs :]})
+        number = {copy: index for index, copy in enumerate(opened)}
+        origins: list[tuple[int, int]] = []
+        shared: dict[int, list[tuple[int, int, int]]] = {}
+        for index, copy in enumerate(step.copies):
+            made = (number[copy.parent], parameters.galois_element(copy.step)) if index >= step.inputs else (0, 1)
+            if index in number:
+                origins.append(made)
+            elif index >= step.inputs:
+                shared.setdefault(made[1], []).append((made[0], copy.parent, index))
+        rotations = [rotation for each in shared.values() for rotation in each]
+        columns = np.array(rotations, dtype=np.int64).reshape(-1, 3).T.copy()
+        starts = np.cumsum([0, *(len(each) for each in shared.values())], dtype=np.int64)
+        return cls(tuple(opened), tuple(origins), tuple(shared), starts, *columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +120,7 @@ class _Encoded:
         Shape (outputs, k - 1, N).
     starts, which, numbers:
         Terms of the inner sums of all outputs, as `kernels.multiply_sums` takes them.
-    openings:
+    rotations:
         How the copies are made.
     giant:
         Galois element between two inner sums.
@@ -99,7 +133,7 @@ class _Encoded:
     starts: Numbers
     which: Numbers
     numbers: Numbers
-    openings: tuple[_Opening, ...]
+    rotations: _Rotations
     giant: int
     turns: tuple[tuple[int, ...], ...]
 
@@ -170,6 +204,24 @@ class VectorEngine(Engine[VectorKeys]):
                 sealformat.ciphertext_stream(result, parameters, public.output_scale, _SEAL_MINOR) for result in results
             ]
 
+    def warm_up(self) -> None:
+        """Evaluate nothing with keys that are zero: compiles every kernel, or loads it, and touches the memory."""
+        parameters, public = self.plan.parameters, self.plan.public
+        levels: dict[int, _Switches] = {}
+        for group in public.keys:
+            ring = self._rings.get(group.level) or Ring(parameters.truncated(group.level))
+            primes = (*parameters.data_primes[: group.level + 1], parameters.special_prime)
+            blank = np.zeros((1, len(primes), parameters.degree), dtype=np.uint64)
+            component = expand(ring, sealformat.Residues(blank, bytes(64)))
+            key = kernels.interleaved(np.stack([component] * (group.level + 1)).reshape(-1, *component.shape[1:]))
+            key = key.reshape(1, *key.shape[:2], group.level + 1, 2, kernels.TILE)
+            elements = (*([1] if group.relinearise else []), *group.elements)
+            order = np.stack([ring.automorphism(1)])
+            levels[group.level] = _Switches(key, order, dict.fromkeys(elements, 0))
+        shape = (public.input_layout.ciphertexts, 2, parameters.top_level + 1, parameters.degree)
+        with self._running() as run:
+            run.evaluate(np.zeros(shape, dtype=np.uint32), VectorKeys(levels))
+
     @contextmanager
     def _running(self) -> Iterator[_Run]:
         """Lend out working memory and a team of threads; requests at the same time have their own."""
@@ -201,7 +253,7 @@ class VectorEngine(Engine[VectorKeys]):
             starts=np.cumsum([0, *counts], dtype=np.int64),
             which=np.array([term.copy for term in terms], dtype=np.int64),
             numbers=np.arange(len(terms)),
-            openings=tuple(self._openings(step)),
+            rotations=_Rotations.of(step, parameters),
             giant=parameters.galois_element(step.giant_step),
             turns=tuple(tuple(parameters.galois_element(*turn) for turn in group) for group in step.turns),
         )
@@ -228,17 +280,6 @@ class VectorEngine(Engine[VectorKeys]):
             np.ascontiguousarray(step.diagonals).view(np.uint8).data,
         ]
         return self._cache.get(parts, shape, make)
-
-    def _openings(self, step: LinearStep) -> Iterator[_Opening]:
-        """Put copies with one parent together."""
-        first = step.inputs
-        while first < len(step.copies):
-            parent, last = step.copies[first].parent, first
-            while last < len(step.copies) and step.copies[last].parent == parent:
-                last += 1
-            steps = [copy.step for copy in step.copies[first:last]]
-            yield _Opening(parent, first, tuple(self.plan.parameters.galois_element(turn) for turn in steps))
-            first = last
 
 
 def _switches(ring: Ring, found: dict[int, list[sealformat.Residues]]) -> _Switches:
@@ -296,6 +337,8 @@ class _Run:
             memory.reserve(f"values {side}", step.inputs, 2, primes, degree)
             memory.reserve(f"values {side}", step.outputs, 2, primes - 1, degree)
         if isinstance(step, LinearStep):
+            opened = {copy.parent for copy in step.copies[step.inputs :]}
+            memory.reserve("openings", len(opened), primes, primes + 1, degree)
             memory.reserve("copies", len(step.copies), 2, primes + 1, degree)
             memory.reserve("sums", sum(map(len, step.giants)), 2, primes + 1, degree)
         else:
@@ -351,19 +394,7 @@ class _Part:
             for polynomial in range(2):
                 kernels.lift_first(values[number, polynomial], copies[number, polynomial], *self._share)
         self._team.barrier()
-        for opening in encoded.openings:
-            rotated = copies[opening.first : opening.first + len(opening.elements)]
-            keys, parent = self._keys(opening.elements), opening.parent
-            if parent < step.inputs:
-                self._all(
-                    turns.open_fresh(values[parent, 1], copies[parent, 0], *keys, rotated, *self._work, *self._met)
-                )
-            else:
-                self._all(
-                    turns.open_copy(
-                        copies[parent], *keys, rotated, self._scratch, self._second, *self._work, *self._met
-                    )
-                )
+        self._copy(step, encoded.rotations, values, copies)
         giants = [len(each) for each in step.giants]
         sums = self._over_qp("sums", sum(giants))
         kernels.multiply_sums(
@@ -374,6 +405,28 @@ class _Part:
         for output, count in enumerate(giants):
             self._output(encoded, sums[first : first + count], encoded.biases[output], out[output])
             first += count
+
+    def _copy(self, step: LinearStep, rotations: _Rotations, values: Words, copies: Words) -> None:
+        """Make the rotated copies of the inputs."""
+        if not rotations.opened:
+            return
+        all_digits = self._memory.array("openings", len(rotations.opened), *self._work[1].shape)
+        for copy, (origin, element), digits in zip(rotations.opened, rotations.origins, all_digits, strict=True):
+            if copy < step.inputs:
+                self._all(turns.open_fresh(values[copy, 1], self._work[0], digits, *self._met))
+                continue
+            parent = copies[rotations.opened[origin], 0]
+            kernels.rotate_many(
+                all_digits[origin], parent, *self._keys((element,)), copies[copy : copy + 1], *self._share
+            )
+            self._team.barrier()
+            work = (self._scratch, self._second, self._work[0])
+            self._all(turns.open_copy(copies[copy, 1], *work, digits, *self._met))
+        if rotations.elements:
+            keys, which, orders = self._keys(rotations.elements)
+            places = (rotations.starts, rotations.openings, rotations.parents, rotations.targets)
+            kernels.rotate_shared(all_digits, copies, keys, which, orders, *places, *self._share)
+            self._team.barrier()
 
     def _output(self, encoded: _Encoded, sums: Words, biases: Words, out: Words) -> None:
         total, free, other = sums[-1], self._over_qp("even"), self._over_qp("odd")

@@ -439,6 +439,49 @@ def rotate_many(
 
 
 @kernel
+def rotate_shared(
+    digits: Any,
+    copies: Any,
+    keys: Any,
+    which: Any,
+    orders: Any,
+    starts: Any,
+    opened: Any,
+    parents: Any,
+    targets: Any,
+    tables: Any,
+    part: Any,
+    parts: Any,
+) -> None:
+    """Rotate several ciphertexts over QP with the same keys: each key is read from memory once for all of them.
+
+    Parameters
+    ----------
+    digits:
+        Decompositions of second polynomials, shape (decompositions, k, k + 1, N).
+    copies:
+        Ciphertexts over QP, shape (copies, 2, k + 1, N); some are rotated, others written.
+    keys, orders:
+        As in `rotate_many`.
+    which:
+        Number of each key that is used, shape (used,).
+    starts:
+        Key number t serves the rotations starts[t] … starts[t + 1] - 1; shape (used + 1,).
+    opened, parents, targets:
+        For each rotation the decomposition, the copy that it is of, and the copy that is written; shape (rotations,).
+    """
+    goals, segments = _goals(orders, which), digits.shape[3] // _SEGMENT
+    start, stop = share(digits.shape[2] * segments, part, parts)
+    for unit in range(start, stop):
+        i, low = unit // segments, unit % segments * _SEGMENT
+        for t in range(which.shape[0]):
+            order = orders[which[t]]
+            for r in range(starts[t], starts[t + 1]):
+                first, x, y = copies[parents[r], 0], copies[targets[r], 0, i], copies[targets[r], 1, i]
+                _rotate_segment(digits[opened[r]], first, keys, which[t], goals[t], order, i, low, x, y, tables, None)
+
+
+@kernel
 def rotate_add(
     digits: Any, first: Any, keys: Any, which: Any, orders: Any, base: Any, out: Any, tables: Any, part: Any, parts: Any
 ) -> None:

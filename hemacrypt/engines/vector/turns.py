@@ -16,7 +16,6 @@ from hemacrypt.engines.vector.kernels import (
     lift,
     lower,
     rotate_add,
-    rotate_many,
 )
 from hemacrypt.engines.vector.modular import kernel, share
 from hemacrypt.engines.vector.team import meet
@@ -50,30 +49,17 @@ def _copy(polynomial: Any, scratch: Any, part: Any, parts: Any) -> None:
 
 
 @kernel
-def open_fresh(
-    second: Any,
-    first: Any,
-    keys: Any,
-    which: Any,
-    orders: Any,
-    out: Any,
-    coefficients: Any,
-    digits: Any,
-    tables: Any,
-    words: Any,
-    part: Any,
-    parts: Any,
-) -> Any:
-    """Rotate a ciphertext that is not over QP in several ways; see `kernels.rotate_many`.
+def open_fresh(second: Any, coefficients: Any, digits: Any, tables: Any, words: Any, part: Any, parts: Any) -> Any:
+    """Decompose a polynomial that is not over QP.
 
     Parameters
     ----------
     second:
-        The ciphertext's second polynomial, shape (k, N).
-    first, keys, which, orders, out:
-        As in `kernels.rotate_many`.
-    coefficients, digits:
-        Working memory, shapes (k, N) and (k, k + 1, N).
+        Shape (k, N).
+    coefficients:
+        Working memory, shape (k, N).
+    digits:
+        Written; shape (k, k + 1, N).
     words:
         The team's words; see `team.meet`.
 
@@ -81,19 +67,12 @@ def open_fresh(
     -------
     Whether all parts came to every barrier.
     """
-    if not _decompose(second, coefficients, digits, tables, words, part, parts):
-        return False
-    rotate_many(digits, first, keys, which, orders, out, tables, part, parts)
-    return meet(words, parts)
+    return _decompose(second, coefficients, digits, tables, words, part, parts)
 
 
 @kernel
 def open_copy(
-    copy: Any,
-    keys: Any,
-    which: Any,
-    orders: Any,
-    out: Any,
+    polynomial: Any,
     scratch: Any,
     second: Any,
     coefficients: Any,
@@ -103,19 +82,19 @@ def open_copy(
     part: Any,
     parts: Any,
 ) -> Any:
-    """Rotate a ciphertext over QP in several ways; see `open_fresh`.
+    """Decompose a polynomial over QP; see `open_fresh`.
 
     Parameters
     ----------
-    copy:
-        The ciphertext, shape (2, k + 1, N).
+    polynomial:
+        Shape (k + 1, N).
     scratch, second:
         Working memory, shapes (k + 1, N) and (k, N).
     """
-    _copy(copy[1], scratch, part, parts)
+    _copy(polynomial, scratch, part, parts)
     if not meet(words, parts) or not _divide(scratch, second, tables, words, part, parts):
         return False
-    return open_fresh(second, copy[0], keys, which, orders, out, coefficients, digits, tables, words, part, parts)
+    return _decompose(second, coefficients, digits, tables, words, part, parts)
 
 
 @kernel
@@ -134,7 +113,17 @@ def switch(
     part: Any,
     parts: Any,
 ) -> Any:
-    """Switch keys of a polynomial that is not over QP and add the result; see `kernels.rotate_add` and `open_fresh`."""
+    """Switch keys of a polynomial that is not over QP and add the result.
+
+    Parameters
+    ----------
+    second:
+        The polynomial, shape (k, N).
+    first, keys, which, orders, base, out:
+        As in `kernels.rotate_add`.
+    coefficients, digits, words:
+        As in `open_fresh`; the digits are working memory here.
+    """
     if not _decompose(second, coefficients, digits, tables, words, part, parts):
         return False
     rotate_add(digits, first, keys, which, orders, base, out, tables, part, parts)
