@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import tenseal.sealapi as seal
 from client_sdk._crypto import KeyHolder
 from hemacrypt import sealformat, sealio
 from hemacrypt.engines.seal import SealEngine, SealKeys
+from hemacrypt.engines.vector.engine import VectorEngine, VectorKeys
 from hemacrypt.evaluation_keys import EvaluationKeys
 from hemacrypt.network import CollapsedNetwork
 from hemacrypt.plan import Plan
@@ -38,6 +40,20 @@ class Setup:
         engine, holder = SealEngine(plan), KeyHolder(plan.public)
         keys = holder.evaluation_keys()
         return cls(network, plan, engine, holder, keys, engine.load_keys(keys), sealio.seal_minor_version())
+
+    @cached_property
+    def vector(self) -> VectorEngine:
+        """The fast engine, one thread."""
+        return VectorEngine(self.plan)
+
+    @cached_property
+    def vector_keys(self) -> VectorKeys:
+        """The same keys in the fast engine's form."""
+        return self.vector.load_keys(self.evaluation_keys)
+
+    def images(self, seed: int) -> npt.NDArray[np.float64]:
+        """Return random images for one request, shape (images, channels, height, width)."""
+        return np.random.default_rng(seed).random((self.plan.public.images, *self.network.input_shape))
 
     def predict(self, images: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Return the logits of the images of one request by the encrypted path, shape (images, logits)."""

@@ -127,9 +127,7 @@ def test_the_network_with_one_square_needs_keys_of_every_kind(one_square: Setup)
     assert groups[0].elements != groups[2].elements
 
 
-def test_keys_are_accepted_in_the_plans_order_only(
-    one_square: Setup, load: Callable[[EvaluationKeys], object]
-) -> None:
+def test_keys_are_accepted_in_the_plans_order_only(one_square: Setup, load: Callable[[EvaluationKeys], object]) -> None:
     keys = one_square.evaluation_keys
     load(keys)
     load(EvaluationKeys.from_bytes(keys.to_bytes()))

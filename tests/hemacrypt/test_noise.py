@@ -296,7 +296,7 @@ def fresh_values(setup: Setup, images: npt.ArrayLike) -> tuple[list[SealObject],
     return values, content, np.full(content.shape, (model.fresh + model.encoding) / public.input_scale**2)
 
 
-@pytest.mark.parametrize("name", ["cell", "one_square", "pair", "spread", "parted_input"])
+@pytest.mark.parametrize("name", ["cell", "one_square", "pair", "spread", "large_image"])
 def test_an_affine_map_has_the_predicted_noise(name: str, request: pytest.FixtureRequest) -> None:
     """The first layer by the engine, slot by slot against the predicted variance."""
     setup: Setup = request.getfixturevalue(name)

@@ -93,7 +93,9 @@ def check_it_computes(plan: Plan, network: CollapsedNetwork, seed: int) -> None:
     slots = engine.run(public.input_layout.pack(images))[0]
     assert slots.shape == (public.output_layout.ciphertexts, plan.parameters.slots)
     # Not just any logits: exactly the slots that none lies in are zero, so no partial sum is told.
-    np.testing.assert_allclose(slots, public.output_layout.pack(logits), rtol=0, atol=1e-9 * public.output_layout.factor)
+    np.testing.assert_allclose(
+        slots, public.output_layout.pack(logits), rtol=0, atol=1e-9 * public.output_layout.factor
+    )
     if public.images == 1:
         allowed = np.append(logits, 0.0)
         assert np.abs(slots[..., None] - allowed).min(axis=-1).max() <= 1e-9
@@ -157,7 +159,9 @@ def test_inputs_over_several_ciphertexts_are_computed(
 def test_a_convolution_over_several_ciphertexts_is_computed(kind: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     shape = ((3, 32, 64), (5, 30, 40), (2, 40, 40))[seed]
-    kernel = Convolution(rng.normal(size=(2, shape[0], 3, 2)), rng.normal(size=2), shape, 1 + seed % 2, ((1, 1), (0, 1)))
+    kernel = Convolution(
+        rng.normal(size=(2, shape[0], 3, 2)), rng.normal(size=2), shape, 1 + seed % 2, ((1, 1), (0, 1))
+    )
     network = CollapsedNetwork(shape, (_scaled_first(shape, kernel),))
     plan = plan_network(network, **KINDS[kind])
     # Two maps of 40 x 40 lie in one ciphertext when one of them is imaginary.
@@ -208,7 +212,7 @@ def sample_plan(seed: int) -> Plan:
     return plan_network(network, **KINDS[list(KINDS)[seed // 4 % 3]])
 
 
-SHARED = ("cell", "pair", "spread", "parted_input")
+SHARED = ("cell", "pair", "spread", "large_image")
 
 
 @pytest.fixture(params=range(24 + len(SHARED)))
@@ -296,7 +300,9 @@ def test_no_diagonal_is_zero_and_every_one_is_used_once(plan: Plan) -> None:
             assert np.abs(step.diagonals).max(axis=1).min() > 0
             used = sorted(term.diagonal for output in step.giants for terms in output for term in terms)
             assert used == list(range(len(step.diagonals)))
-            assert all(0 <= term.copy < len(step.copies) for output in step.giants for terms in output for term in terms)
+            assert all(
+                0 <= term.copy < len(step.copies) for output in step.giants for terms in output for term in terms
+            )
             # The highest inner sum starts Horner's rule.
             assert step.giant_step > 0 or all(len(output) == 1 for output in step.giants)
             assert step.diagonals.shape == (step.multiplications, plan.parameters.slots)

@@ -223,7 +223,7 @@ def test_an_upload_at_a_lower_level_is_refused(one_square: Setup, level: int) ->
         one_square.engine.evaluate([lower], one_square.keys)
 
 
-@pytest.mark.parametrize("name", ["regression", "pair", "spread", "parted_input"])
+@pytest.mark.parametrize("name", ["regression", "pair", "spread", "large_image"])
 def test_more_or_fewer_ciphertexts_than_planned_are_refused(name: str, request: pytest.FixtureRequest) -> None:
     setup: Setup = request.getfixturevalue(name)
     public = setup.plan.public
