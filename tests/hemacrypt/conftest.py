@@ -65,7 +65,7 @@ def spread() -> Setup:
 
 @pytest.fixture(scope="session")
 def large_image() -> Setup:
-    """Return a logistic regression (degree 4096) over an image in three ciphertexts, both parts of each, ready to run."""
+    """Return a logistic regression (degree 4096) over an image in both parts of three ciphertexts, ready to run."""
     rng = np.random.default_rng(25)
     return Setup.of(CollapsedNetwork((6, 32, 64), (Dense(rng.normal(size=(3, 12288)) / 60, rng.normal(size=3)),)))
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import tenseal.sealapi as seal
 
-from hemacrypt import sealformat, sealio
+from hemacrypt import sealio
 from hemacrypt.engines import clear
 from hemacrypt.plan import LinearStep, Parameters, SquareStep
 from hemacrypt.planner import noise

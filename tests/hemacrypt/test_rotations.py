@@ -1,9 +1,10 @@
-"""Splitting diagonals into copies and giant steps, turns that add up, budgets for keys, and variances of affine maps."""
+"""Splits into copies and giant steps, turns that add up, budgets for keys, and variances of affine maps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from client_sdk._crypto import KeyHolder
 from hemacrypt.errors import PlanError
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense, Linear
+from hemacrypt.network import Convolution, Dense, Linear
 from hemacrypt.plan import Layout, LinearStep, Plan, Turn
 from hemacrypt.planner import KEY_BUDGET, costs, noise, plan_model, plan_network
 from hemacrypt.planner.diagonals import Grid, MatrixForm, forms, image_grid
@@ -104,7 +105,7 @@ def test_every_split_covers_all_diagonals_once(form: MatrixForm, level: int, qui
 def test_no_way_to_split_is_beaten_in_both_time_and_keys(form: MatrixForm, level: int) -> None:
     ways = [(cost, len(split.keys)) for cost, split in splits(form, 8192, level)]
     assert ways == sorted(ways)
-    for (fast, many), (slow, few) in zip(ways, ways[1:], strict=False):
+    for (fast, many), (slow, few) in pairwise(ways):
         assert fast < slow
         assert many > few
 
