@@ -379,6 +379,11 @@ class _Chooser:
 
 def _prepare(choice: _Choice, level: int) -> LinearStep:
     copies, terms, moves = arrange(choice.form, choice.split)
+    if not all(any(giants) for giants in terms):
+        raise PlanError(
+            f"{choice.form.layer.describe()}: a whole ciphertext of its {choice.form.layer.outputs} outputs would depend "
+            "on no input; remove outputs that have only zero weights"
+        )
     diagonals = choice.form.diagonals()
     for number, move in enumerate(moves):
         diagonals[number] = np.roll(diagonals[number], move)

@@ -422,6 +422,13 @@ def one_dense(outputs: int, shape: Shape, weight: float = 1.0) -> CollapsedNetwo
     return CollapsedNetwork(shape, (Dense(np.full((outputs, math.prod(shape)), weight), np.zeros(outputs)),))
 
 
+def half_empty(rows: int) -> CollapsedNetwork:
+    """Return a network of which a layer of that many outputs has weights for the first one only."""
+    weight = np.zeros((rows, 4))
+    weight[0] = 1.0
+    return CollapsedNetwork((1, 2, 2), (Dense(weight, np.ones(rows)), Dense(np.ones((1, rows)) / rows, np.zeros(1))))
+
+
 def squared(before: float, after: float) -> CollapsedNetwork:
     layers = (Dense(np.full((4, 4), before), np.zeros(4)), Dense(np.full((1, 4), after), np.zeros(1)))
     return CollapsedNetwork((1, 2, 2), layers)
@@ -446,6 +453,7 @@ def squared(before: float, after: float) -> CollapsedNetwork:
         (one_dense(1, (1, 2, 2), 1e9), r"logits up to 4e\+09 .* scale the last layer down"),
         (squared(1e7, 1e-15), "values up to .* train with smaller activations"),
         (squared(1e300, 1e300), "logits up to|values up to"),
+        (half_empty(5000), "dense 4→5000: a whole ciphertext of its 5000 outputs would depend on no input"),
     ],
     ids=[
         "14-squares",
@@ -458,6 +466,7 @@ def squared(before: float, after: float) -> CollapsedNetwork:
         "huge-logits",
         "huge-activations",
         "overflow",
+        "empty-ciphertext",
     ],
 )
 def test_a_network_that_no_parameters_serve_is_refused_with_a_reason(network: CollapsedNetwork, message: str) -> None:
