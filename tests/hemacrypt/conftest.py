@@ -101,3 +101,11 @@ def two_wide_pairs() -> Setup:
     rng = np.random.default_rng(29)
     first = Convolution(rng.normal(size=(1, 2, 2, 2)) / 4, rng.normal(size=1), (2, 32, 64), 2)
     return Setup.of(CollapsedNetwork((2, 32, 64), (first,)), images=2)
+
+
+@pytest.fixture(scope="session")
+def odd_spread() -> Setup:
+    """Return a network whose 8200 activations (degree 8192) lie in three ciphertexts, of which two are joined."""
+    rng = np.random.default_rng(30)
+    first = Dense(rng.normal(size=(8200, 2)) / 2, rng.normal(size=8200) / 4)
+    return Setup.of(CollapsedNetwork((1, 1, 2), (first, Dense(rng.normal(size=(2, 8200)) / 800, rng.normal(size=2)))))

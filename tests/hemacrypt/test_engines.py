@@ -20,6 +20,7 @@ KINDS = (
     "one_square",
     "pair",
     "spread",
+    "odd_spread",
     "pair_spread",
     "large_image",
     "many_logits",
@@ -44,6 +45,7 @@ def test_plans_of_every_kind_are_among_them(request: pytest.FixtureRequest) -> N
     assert (layouts["large_image"][0].ciphertexts, layouts["large_image"][0].mixes) == (3, True)
     assert layouts["many_logits"][1].ciphertexts == 3
     assert layouts["two_wide_pairs"][0].ciphertexts == 2
+    assert [plans["odd_spread"].steps[1].inputs, plans["odd_spread"].steps[1].outputs] == [3, 2]
     assert [plans["pair_spread"].steps[1].inputs, plans["pair_spread"].steps[1].outputs] == [2, 2]
     assert all(layouts[name][0].images == 2 for name in PAIRS)
 
