@@ -71,16 +71,19 @@ class _Rotations:
 
     Attributes
     ----------
+    ready:
+        Copies that are there before the sums begin: inputs, then those that others are rotated from; shape (ready,).
     opened:
-        Copies that are decomposed, in order: the first ones are inputs, each other one is made from an earlier one.
+        Places among them of those that are decomposed, in order.
     origins:
-        For each of them the decomposition and the Galois element that it is made with; (0, 1) for inputs.
+        For each of these the decomposition and the Galois element that it is made with; (0, 1) for inputs.
     elements:
-        Galois elements that make the copies that are not decomposed.
+        Galois elements that make all other copies.
     starts, openings, parents, targets:
-        What each of them makes, as `kernels.rotate_shared` takes it.
+        What each of them makes, as `kernels.rotate_and_sum` takes it.
     """
 
+    ready: Numbers
     opened: tuple[int, ...]
     origins: tuple[tuple[int, int], ...]
     elements: tuple[int, ...]
@@ -93,19 +96,28 @@ class _Rotations:
     def of(cls, step: LinearStep, parameters: Parameters) -> _Rotations:
         """Sort the rotations of a step by the keys that they share."""
         opened = sorted({copy.parent for copy in step.copies[step.inputs :]})
-        number = {copy: index for index, copy in enumerate(opened)}
-        origins: list[tuple[int, int]] = []
+        ready = [*range(step.inputs), *(copy for copy in opened if copy >= step.inputs)]
+        place, number = {copy: at for at, copy in enumerate(ready)}, {copy: at for at, copy in enumerate(opened)}
+        origins = [(0, 1)] * len(opened)
         shared: dict[int, list[tuple[int, int, int]]] = {}
-        for index, copy in enumerate(step.copies):
-            made = (number[copy.parent], parameters.galois_element(copy.step)) if index >= step.inputs else (0, 1)
+        for index, copy in enumerate(step.copies[step.inputs :], start=step.inputs):
+            origin, element = number[copy.parent], parameters.galois_element(copy.step)
             if index in number:
-                origins.append(made)
-            elif index >= step.inputs:
-                shared.setdefault(made[1], []).append((made[0], copy.parent, index))
+                origins[number[index]] = (origin, element)
+            else:
+                shared.setdefault(element, []).append((origin, place[copy.parent], index))
         rotations = [rotation for each in shared.values() for rotation in each]
         columns = np.array(rotations, dtype=np.int64).reshape(-1, 3).T.copy()
-        starts = np.cumsum([0, *(len(each) for each in shared.values())], dtype=np.int64)
-        return cls(tuple(opened), tuple(origins), tuple(shared), starts, *columns)
+        return cls(
+            ready=np.array(ready, dtype=np.int64),
+            opened=tuple(place[copy] for copy in opened),
+            origins=tuple(origins),
+            elements=tuple(shared),
+            starts=np.cumsum([0, *(len(each) for each in shared.values())], dtype=np.int64),
+            openings=columns[0],
+            parents=columns[1],
+            targets=columns[2],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +130,8 @@ class _Encoded:
         Montgomery form over QP, interleaved in order of use, shape (k + 1, N / 64, diagonals, 64).
     biases:
         Shape (outputs, k - 1, N).
-    starts, which, numbers:
-        Terms of the inner sums of all outputs, as `kernels.multiply_sums` takes them.
+    starts, which:
+        Terms of the inner sums of all outputs, as `kernels.rotate_and_sum` takes them.
     rotations:
         How the copies are made.
     giant:
@@ -132,7 +144,6 @@ class _Encoded:
     biases: Words
     starts: Numbers
     which: Numbers
-    numbers: Numbers
     rotations: _Rotations
     giant: int
     turns: tuple[tuple[int, ...], ...]
@@ -252,7 +263,6 @@ class VectorEngine(Engine[VectorKeys]):
             biases=np.stack([ring.encode(bias, step.output_scale, step.level) for bias in step.bias]),
             starts=np.cumsum([0, *counts], dtype=np.int64),
             which=np.array([term.copy for term in terms], dtype=np.int64),
-            numbers=np.arange(len(terms)),
             rotations=_Rotations.of(step, parameters),
             giant=parameters.galois_element(step.giant_step),
             turns=tuple(tuple(parameters.galois_element(*turn) for turn in group) for group in step.turns),
@@ -328,7 +338,7 @@ class _Run:
 
     def _reserve(self, step: Step) -> None:
         memory, primes, degree = self._memory, step.level + 1, self._degree
-        memory.reserve("digits", primes, primes + 1, degree)
+        memory.reserve("digits", primes, primes + 1, degree + kernels.PADDING)
         memory.reserve("coefficients", primes, degree)
         memory.reserve("second", primes, degree)
         memory.reserve("scratch", primes + 1, degree)
@@ -338,8 +348,8 @@ class _Run:
             memory.reserve(f"values {side}", step.outputs, 2, primes - 1, degree)
         if isinstance(step, LinearStep):
             opened = {copy.parent for copy in step.copies[step.inputs :]}
-            memory.reserve("openings", len(opened), primes, primes + 1, degree)
-            memory.reserve("copies", len(step.copies), 2, primes + 1, degree)
+            memory.reserve("openings", len(opened), primes, primes + 1, degree + kernels.PADDING)
+            memory.reserve("copies", step.inputs + len(opened), 2, primes + 1, degree)
             memory.reserve("sums", sum(map(len, step.giants)), 2, primes + 1, degree)
         else:
             memory.reserve("product", 3, primes, degree)
@@ -382,51 +392,43 @@ class _Part:
         self._primes, self._degree = len(ring.primes) - 1, ring.parameters.degree
         self._work = (
             memory.array("coefficients", self._primes, self._degree),
-            memory.array("digits", self._primes, self._primes + 1, self._degree),
+            memory.array("digits", self._primes, self._primes + 1, self._degree + kernels.PADDING),
         )
         self._second = memory.array("second", self._primes, self._degree)
         self._scratch = memory.array("scratch", self._primes + 1, self._degree)
 
     def linear(self, step: LinearStep, encoded: _Encoded, values: Words, out: Words) -> None:
         """Carry out an affine map; values (inputs, 2, k, N), out (outputs, 2, k - 1, N)."""
-        copies = self._over_qp("copies", len(step.copies))
+        rotations = encoded.rotations
+        copies = self._over_qp("copies", len(rotations.ready))
         for number in range(step.inputs):
             for polynomial in range(2):
                 kernels.lift_first(values[number, polynomial], copies[number, polynomial], *self._share)
         self._team.barrier()
-        self._copy(step, encoded.rotations, values, copies)
+        digits = self._open(step, rotations, values, copies)
         giants = [len(each) for each in step.giants]
         sums = self._over_qp("sums", sum(giants))
-        kernels.multiply_sums(
-            copies, encoded.diagonals, encoded.starts, encoded.which, encoded.numbers, sums, True, *self._share
-        )
+        places = (rotations.starts, rotations.openings, rotations.parents, rotations.targets, rotations.ready)
+        products = (encoded.diagonals, encoded.starts, encoded.which)
+        kernels.rotate_and_sum(digits, copies, *self._keys(rotations.elements), *places, *products, sums, *self._share)
         self._team.barrier()
         first = 0
         for output, count in enumerate(giants):
             self._output(encoded, sums[first : first + count], encoded.biases[output], out[output])
             first += count
 
-    def _copy(self, step: LinearStep, rotations: _Rotations, values: Words, copies: Words) -> None:
-        """Make the rotated copies of the inputs."""
-        if not rotations.opened:
-            return
+    def _open(self, step: LinearStep, rotations: _Rotations, values: Words, copies: Words) -> Words:
+        """Make and decompose the copies that others are rotated from."""
         all_digits = self._memory.array("openings", len(rotations.opened), *self._work[1].shape)
-        for copy, (origin, element), digits in zip(rotations.opened, rotations.origins, all_digits, strict=True):
-            if copy < step.inputs:
-                self._all(turns.open_fresh(values[copy, 1], self._work[0], digits, *self._met))
+        for place, (origin, element), digits in zip(rotations.opened, rotations.origins, all_digits, strict=True):
+            if place < step.inputs:
+                self._all(turns.open_fresh(values[place, 1], self._work[0], digits, *self._met))
                 continue
-            parent = copies[rotations.opened[origin], 0]
-            kernels.rotate_many(
-                all_digits[origin], parent, *self._keys((element,)), copies[copy : copy + 1], *self._share
-            )
+            parent, made = copies[rotations.opened[origin], 0], copies[place : place + 1]
+            kernels.rotate_many(all_digits[origin], parent, *self._keys((element,)), made, *self._share)
             self._team.barrier()
-            work = (self._scratch, self._second, self._work[0])
-            self._all(turns.open_copy(copies[copy, 1], *work, digits, *self._met))
-        if rotations.elements:
-            keys, which, orders = self._keys(rotations.elements)
-            places = (rotations.starts, rotations.openings, rotations.parents, rotations.targets)
-            kernels.rotate_shared(all_digits, copies, keys, which, orders, *places, *self._share)
-            self._team.barrier()
+            self._all(turns.open_copy(copies[place, 1], self._scratch, self._second, self._work[0], digits, *self._met))
+        return all_digits
 
     def _output(self, encoded: _Encoded, sums: Words, biases: Words, out: Words) -> None:
         total, free, other = sums[-1], self._over_qp("even"), self._over_qp("odd")

@@ -40,6 +40,11 @@ _MOST_PRODUCTS = 8
 _BLOCK = 1024
 # Residues of a row that are rotated before the next row's or key's turn comes.
 _SEGMENT = 1024
+# Residues by which rows of digits are longer than N: rows that are powers of two apart would share cache sets, and the
+# same residue of all digits is read together.
+PADDING = 64
+# Residues of every rotated copy that are held in a near cache while they are multiplied.
+_NEAR = 256
 # Residues whose sums are held in registers.
 TILE = 64
 
@@ -276,10 +281,10 @@ def lift(polynomial: Any, coefficients: Any, digits: Any, tables: Any, part: Any
     polynomial, coefficients:
         What `lower` took and wrote; shape (k, N).
     digits:
-        Written; shape (k, k + 1, N), the last row for the special prime.
+        Written; shape (k, k + 1, N), the last row for the special prime. Rows may be longer than N (`PADDING`).
     """
     primes, roots, shoup = tables[:3]
-    level, special = polynomial.shape[0], primes.shape[0] - 1
+    level, special, count = polynomial.shape[0], primes.shape[0] - 1, polynomial.shape[1]
     # Row j of digit j is a copy, so the transforms are what is shared out; prime by prime, for the roots' sake.
     start, stop = share(level * level, part, parts)
     for unit in range(start, stop):
@@ -289,10 +294,10 @@ def lift(polynomial: Any, coefficients: Any, digits: Any, tables: Any, part: Any
             j += j >= i
         row = special if i == level else i
         # Primes differ by less than a factor of two, so the digit is below 4q, as the transform wants it.
-        forward_into(coefficients[j], digits[j, i], roots[row], shoup[row], primes[row])
+        forward_into(coefficients[j], digits[j, i, :count], roots[row], shoup[row], primes[row])
     start, stop = share(level, part, parts)
     for j in range(start, stop):
-        digits[j, j, :] = polynomial[j]
+        digits[j, j, :count] = polynomial[j]
 
 
 @kernel
@@ -336,9 +341,9 @@ def _switched(
 
 
 @kernel
-def _put(x: Any, y: Any, goal: Any, order: Any, a: Any, b: Any, first: Any, q: Any, adding: Any) -> None:
+def _put(x: Any, y: Any, goal: Any, order: Any, shift: Any, a: Any, b: Any, first: Any, q: Any, adding: Any) -> None:
     """Rearrange sixteen residues of both components and write them, or add them to what is there."""
-    lanes = load(order, goal)
+    lanes, goal = load(order, goal), goal - shift
     a, b = rearranged(under(a + first, q), lanes), rearranged(b, lanes)
     if adding is not None:
         a, b = under(load(x, goal) + a, q), under(load(y, goal) + b, q)
@@ -356,14 +361,19 @@ def _rotate_segment(
     order: Any,
     i: Any,
     low: Any,
+    length: Any,
+    shift: Any,
     x: Any,
     y: Any,
     tables: Any,
     adding: Any,
 ) -> None:
-    """Rotate a segment of one row; into rows x and y of the result or, unless ``adding`` is None, onto them."""
-    level, count = digits.shape[0], digits.shape[2]
-    step, each = (level + 1) * count, keys.size // keys.shape[0]
+    """Rotate ``length`` residues of one row, from ``low`` on, into x and y or, unless ``adding`` is None, onto them.
+
+    Row x and y of the result may begin at residue ``shift`` of it.
+    """
+    level, count, width = digits.shape[0], first.shape[1], digits.shape[2]
+    step, each = (level + 1) * width, keys.size // keys.shape[0]
     flat_digits, flat_keys = digits.reshape(-1), keys.reshape(-1)
     row = tables[0].shape[0] - 1 if i == level else i
     prime = tables[0][row]
@@ -373,14 +383,14 @@ def _rotate_segment(
     else:
         hop, stride, rows = keys.shape[3] * count, 1, keys.shape[3]
     place = key * each + (rows - 1 if i == level else i) * count * stride
-    at, f = i * count, first[i]
-    for n in range(low, low + _SEGMENT, TILE):
+    at, f = i * width, first[i]
+    for n in range(low, low + length, TILE):
         one, two = _switched(flat_digits, at + n, step, flat_keys, place + n * stride, hop, level, q, bound, inverse)
         m = n // LANES
-        _put(x, y, goals[m], order, one[0], two[0], load(f, n), q, adding)
-        _put(x, y, goals[m + 1], order, one[1], two[1], load(f, n + 16), q, adding)
-        _put(x, y, goals[m + 2], order, one[2], two[2], load(f, n + 32), q, adding)
-        _put(x, y, goals[m + 3], order, one[3], two[3], load(f, n + 48), q, adding)
+        _put(x, y, goals[m], order, shift, one[0], two[0], load(f, n), q, adding)
+        _put(x, y, goals[m + 1], order, shift, one[1], two[1], load(f, n + 16), q, adding)
+        _put(x, y, goals[m + 2], order, shift, one[2], two[2], load(f, n + 32), q, adding)
+        _put(x, y, goals[m + 3], order, shift, one[3], two[3], load(f, n + 48), q, adding)
 
 
 @kernel
@@ -414,7 +424,7 @@ def rotate_many(
     Parameters
     ----------
     digits:
-        Decomposition of the ciphertext's second polynomial, shape (k, k + 1, N).
+        Decomposition of the ciphertext's second polynomial, shape (k, k + 1, N); rows may be longer (`PADDING`).
     first:
         The ciphertext's first polynomial over QP, that is times the special prime (`lift_first`); shape (k + 1, N).
     keys:
@@ -428,18 +438,18 @@ def rotate_many(
     out:
         Written; shape (rotations, 2, k + 1, N).
     """
-    goals, segments = _goals(orders, which), digits.shape[2] // _SEGMENT
+    goals, segments = _goals(orders, which), first.shape[1] // _SEGMENT
     start, stop = share(digits.shape[1] * segments, part, parts)
     # Segment by segment, so that the digits stay in a near cache while the keys pass by.
     for unit in range(start, stop):
         i, low = unit // segments, unit % segments * _SEGMENT
         for r in range(which.shape[0]):
             order, x, y = orders[which[r]], out[r, 0, i], out[r, 1, i]
-            _rotate_segment(digits, first, keys, which[r], goals[r], order, i, low, x, y, tables, None)
+            _rotate_segment(digits, first, keys, which[r], goals[r], order, i, low, _SEGMENT, 0, x, y, tables, None)
 
 
 @kernel
-def rotate_shared(
+def rotate_and_sum(
     digits: Any,
     copies: Any,
     keys: Any,
@@ -449,36 +459,117 @@ def rotate_shared(
     opened: Any,
     parents: Any,
     targets: Any,
+    ready: Any,
+    diagonals: Any,
+    bounds: Any,
+    terms: Any,
+    out: Any,
     tables: Any,
     part: Any,
     parts: Any,
 ) -> None:
-    """Rotate several ciphertexts over QP with the same keys: each key is read from memory once for all of them.
+    """Rotate ciphertexts over QP in many ways, multiply by diagonals and add up; rotated copies never leave the cache.
+
+    An automorphism moves aligned blocks as a whole. So it takes one block of a row at a time: rotates what belongs
+    there, every key serving all its ciphertexts one after another, and multiplies while it is at hand.
 
     Parameters
     ----------
     digits:
-        Decompositions of second polynomials, shape (decompositions, k, k + 1, N).
+        Decompositions of second polynomials, shape (decompositions, k, k + 1, N); rows may be longer (`PADDING`).
     copies:
-        Ciphertexts over QP, shape (copies, 2, k + 1, N); some are rotated, others written.
+        Ciphertexts over QP that there are already, shape (ready, 2, k + 1, N).
     keys, orders:
         As in `rotate_many`.
     which:
         Number of each key that is used, shape (used,).
     starts:
-        Key number t serves the rotations starts[t] … starts[t + 1] - 1; shape (used + 1,).
+        Key number t makes the copies starts[t] … starts[t + 1] - 1; shape (used + 1,).
     opened, parents, targets:
-        For each rotation the decomposition, the copy that it is of, and the copy that is written; shape (rotations,).
+        For each of these the decomposition, the one of ``copies`` that it is a rotation of, and its number; shape
+        (rotations,).
+    ready:
+        Number of each of ``copies``.
+    diagonals:
+        Interleaved in order of use, shape (k + 1, N / 64, diagonals, 64).
+    bounds, terms:
+        Sum number g multiplies the copies terms[bounds[g]] … terms[bounds[g + 1] - 1] by the diagonals of that number.
+    out:
+        Written; shape (sums, 2, k + 1, N).
     """
-    goals, segments = _goals(orders, which), digits.shape[3] // _SEGMENT
-    start, stop = share(digits.shape[2] * segments, part, parts)
+    rows, count = out.shape[2], out.shape[3]
+    goals, segments = _goals(orders, which), count // _NEAR
+    near = np.empty((ready.shape[0] + targets.shape[0], 2, _NEAR), np.uint32)
+    flat_near, flat = near.reshape(-1), diagonals.reshape(-1)
+    start, stop = share(rows * segments, part, parts)
     for unit in range(start, stop):
-        i, low = unit // segments, unit % segments * _SEGMENT
+        i, goal = unit // segments, unit % segments * _NEAR
+        row = tables[0].shape[0] - 1 if i == rows - 1 else i
+        for number in range(ready.shape[0]):
+            for c in range(2):
+                source, place = copies[number, c, i], near[ready[number], c]
+                for n in range(0, _NEAR, LANES):
+                    store(place, n, load(source, goal + n))
         for t in range(which.shape[0]):
             order = orders[which[t]]
+            low = order[goal] // _NEAR * _NEAR
             for r in range(starts[t], starts[t + 1]):
-                first, x, y = copies[parents[r], 0], copies[targets[r], 0, i], copies[targets[r], 1, i]
-                _rotate_segment(digits[opened[r]], first, keys, which[t], goals[t], order, i, low, x, y, tables, None)
+                first, x, y = copies[parents[r], 0], near[targets[r], 0], near[targets[r], 1]
+                _rotate_segment(
+                    digits[opened[r]], first, keys, which[t], goals[t], order, i, low, _NEAR, goal, x, y, tables, None
+                )
+        for low in range(0, _NEAR, TILE):
+            at = (i * count + goal + low) * diagonals.shape[2]
+            for group in range(out.shape[0]):
+                u, v = out[group, 0, i], out[group, 1, i]
+                _sum_tile(
+                    flat_near, low, flat, at, bounds[group], bounds[group + 1], terms, u, v, goal + low, row, tables
+                )
+
+
+@kernel
+def _sum_tile(
+    near: Any,
+    low: Any,
+    diagonals: Any,
+    at: Any,
+    first: Any,
+    last: Any,
+    terms: Any,
+    u: Any,
+    v: Any,
+    goal: Any,
+    row: Any,
+    tables: Any,
+) -> None:
+    """Multiply one tile of copies by one of diagonals and add up, terms ``first`` … ``last`` - 1, into rows u and v."""
+    prime = tables[0][row]
+    q, bound, inverse = spread(prime), _bound(prime), spread(tables[7][row])
+    a, b, c, d = nothing(), nothing(), nothing(), nothing()
+    e, f, g, h = nothing(), nothing(), nothing(), nothing()
+    for t in range(first, last):
+        if (t - first) % _MOST_PRODUCTS == 0:
+            a, b, c, d = under_both(a, bound), under_both(b, bound), under_both(c, bound), under_both(d, bound)
+            e, f, g, h = under_both(e, bound), under_both(f, bound), under_both(g, bound), under_both(h, bound)
+        place = at + t * TILE
+        w, x = load(diagonals, place), load(diagonals, place + 16)
+        y, z = load(diagonals, place + 32), load(diagonals, place + 48)
+        place = terms[t] * 2 * _NEAR + low
+        a, b = more(a, w, load(near, place)), more(b, x, load(near, place + 16))
+        c, d = more(c, y, load(near, place + 32)), more(d, z, load(near, place + 48))
+        place += _NEAR
+        e, f = more(e, w, load(near, place)), more(f, x, load(near, place + 16))
+        g, h = more(g, y, load(near, place + 32)), more(h, z, load(near, place + 48))
+    a, b, c, d = under_both(a, bound), under_both(b, bound), under_both(c, bound), under_both(d, bound)
+    e, f, g, h = under_both(e, bound), under_both(f, bound), under_both(g, bound), under_both(h, bound)
+    store(u, goal, reduced(a, q, inverse))
+    store(u, goal + 16, reduced(b, q, inverse))
+    store(u, goal + 32, reduced(c, q, inverse))
+    store(u, goal + 48, reduced(d, q, inverse))
+    store(v, goal, reduced(e, q, inverse))
+    store(v, goal + 16, reduced(f, q, inverse))
+    store(v, goal + 32, reduced(g, q, inverse))
+    store(v, goal + 48, reduced(h, q, inverse))
 
 
 @kernel
@@ -496,7 +587,7 @@ def rotate_add(
     out:
         Written; shape (2, k + 1, N). May not overlap with ``base``.
     """
-    goals, segments = _goals(orders, which), digits.shape[2] // _SEGMENT
+    goals, segments = _goals(orders, which), first.shape[1] // _SEGMENT
     start, stop = share(digits.shape[1] * segments, part, parts)
     # A segment of the result is one part's alone; for every rotation it comes from one segment of the digits.
     for unit in range(start, stop):
@@ -507,7 +598,7 @@ def rotate_add(
         for r in range(which.shape[0]):
             order = orders[which[r]]
             low = order[goal] // _SEGMENT * _SEGMENT
-            _rotate_segment(digits, first, keys, which[r], goals[r], order, i, low, x, y, tables, True)
+            _rotate_segment(digits, first, keys, which[r], goals[r], order, i, low, _SEGMENT, 0, x, y, tables, True)
 
 
 @kernel
