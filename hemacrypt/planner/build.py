@@ -381,8 +381,8 @@ def _prepare(choice: _Choice, level: int) -> LinearStep:
     copies, terms, moves = arrange(choice.form, choice.split)
     if not all(any(giants) for giants in terms):
         raise PlanError(
-            f"{choice.form.layer.describe()}: a whole ciphertext of its {choice.form.layer.outputs} outputs would depend "
-            "on no input; remove outputs that have only zero weights"
+            f"{choice.form.layer.describe()}: a whole ciphertext of its {choice.form.layer.outputs} outputs would "
+            "depend on no input; remove outputs that have only zero weights"
         )
     diagonals = choice.form.diagonals()
     for number, move in enumerate(moves):
