@@ -43,6 +43,24 @@ def _read(words: Any) -> Any:
     return total
 
 
+@kernel
+def _transform_often(times: Any, row: Any, tables: Any) -> None:
+    for _ in range(times):
+        kernels.to_values(row, 0, tables)
+
+
+@kernel
+def _rotate_often(times: Any, digits: Any, over: Any, keys: Any, orders: Any, out: Any, tables: Any) -> None:
+    for _ in range(times):
+        kernels.rotate_add(digits, over[0], keys, orders, over, out, tables, 0, 1)
+
+
+@kernel
+def _pass_often(times: Any, rows: Any, out: Any, tables: Any) -> None:
+    for _ in range(times):
+        kernels.lift_first(rows, out, tables, 0, 1)
+
+
 def floor(plan: Plan) -> dict[str, Any]:
     """Measure the primitives of a plan and add up what it takes at least.
 
@@ -71,12 +89,7 @@ def _primitives(ring: Ring) -> tuple[float, float, float]:
     degree, tables = ring.parameters.degree, ring.tables
     row = np.arange(degree, dtype=np.uint32)
     many = 20
-
-    def transforms() -> None:
-        for _ in range(many):
-            kernels.to_values(row, 0, tables)
-
-    # The other two at a small degree, where keys and results stay in the second-level cache; both grow linearly with it.
+    # The other two at a small degree, where everything stays in the second-level cache; both grow linearly with it.
     given, near = ring.parameters, kernels.SEGMENT
     chain = SimpleNamespace(degree=near, data_primes=given.data_primes, special_prime=given.special_prime)
     small, primes = Ring(cast(Parameters, chain)), len(given.data_primes)
@@ -84,15 +97,8 @@ def _primitives(ring: Ring) -> tuple[float, float, float]:
     digits, order = np.ones((primes, primes + 1, near + kernels.PADDING), dtype=np.uint32), small.automorphism(3)[None]
     over, out = np.ones((2, primes + 1, near), dtype=np.uint32), np.empty((2, primes + 1, near), dtype=np.uint32)
 
-    def rotations() -> None:
-        for _ in range(many):
-            kernels.rotate_add(digits, over[0], keys, order, over, out, small.tables, 0, 1)
-
-    def passes() -> None:
-        for _ in range(many):
-            kernels.lift_first(over[0, :primes], out[0], small.tables, 0, 1)
-
     times, rows = degree / near / many, 2 * (primes + 1)
-    pass_ = best(passes) * times / primes
-    product = (best(rotations) * times - 2 * rows * pass_) / (rows * primes)
-    return best(transforms) / many, max(product, 0.0), pass_
+    pass_ = best(lambda: _pass_often(many, over[0, :primes], out[0], small.tables)) * times / primes
+    rotation = best(lambda: _rotate_often(many, digits, over, keys, order, out, small.tables)) * times
+    product = (rotation - 2 * rows * pass_) / (rows * primes)
+    return best(lambda: _transform_often(many, row, tables)) / many, max(product, 0.0), pass_
