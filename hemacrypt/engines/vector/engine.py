@@ -344,8 +344,7 @@ class _Run:
         memory, primes, degree = self._memory, step.level + 1, self._degree
         memory.reserve("digits", primes, primes + 1, degree + kernels.PADDING)
         memory.reserve("coefficients", primes, degree)
-        memory.reserve("second", primes, degree)
-        memory.reserve("scratch", primes + 1, degree)
+        memory.reserve("over", primes + 1, degree)
         memory.reserve("nothing", 2, primes + 1, degree)
         for side in ("even", "odd"):
             memory.reserve(side, 2, primes + 1, degree)
@@ -395,11 +394,10 @@ class _Part:
         self._switches = switches
         self._primes, self._degree = len(ring.primes) - 1, ring.parameters.degree
         self._work = (
+            memory.array("over", self._primes + 1, self._degree),
             memory.array("coefficients", self._primes, self._degree),
             memory.array("digits", self._primes, self._primes + 1, self._degree + kernels.PADDING),
         )
-        self._second = memory.array("second", self._primes, self._degree)
-        self._scratch = memory.array("scratch", self._primes + 1, self._degree)
 
     def linear(self, step: LinearStep, encoded: _Encoded, values: Words, out: Words) -> None:
         """Carry out an affine map; values (inputs, 2, k, N), out (outputs, 2, k - 1, N)."""
@@ -423,26 +421,27 @@ class _Part:
 
     def _open(self, step: LinearStep, rotations: _Rotations, values: Words, copies: Words) -> Words:
         """Make and decompose the copies that others are rotated from."""
-        all_digits = self._memory.array("openings", len(rotations.opened), *self._work[1].shape)
+        over, coefficients, scratch = self._work
+        all_digits = self._memory.array("openings", len(rotations.opened), *scratch.shape)
         for place, (origin, element), digits in zip(rotations.opened, rotations.origins, all_digits, strict=True):
             if place < step.inputs:
-                self._all(turns.open_fresh(values[place, 1], self._work[0], digits, *self._met))
+                self._all(turns.open_fresh(values[place, 1], coefficients, digits, *self._met))
                 continue
             parent, nothing = copies[rotations.opened[origin], 0], self._over_qp("nothing")
             keys = self._keys((element,))
             kernels.rotate_add(all_digits[origin], parent, *keys, nothing, copies[place], *self._share)
             self._team.barrier()
-            self._all(turns.open_copy(copies[place, 1], self._scratch, self._second, self._work[0], digits, *self._met))
+            self._all(turns.open_copy(copies[place, 1], over, coefficients, digits, *self._met))
         return all_digits
 
     def _output(self, encoded: _Encoded, sums: Words, biases: Words, out: Words) -> None:
         total, free, other = sums[-1], self._over_qp("even"), self._over_qp("odd")
-        for base in sums[-2::-1]:
-            total = self._turned(total, (encoded.giant,), base, free, keep=False)
-            free, other = other, free
+        if len(sums) > 1:
+            self._all(turns.horner(sums, *self._keys((encoded.giant,)), free, other, *self._work, *self._met))
+            total, free = (free, other) if len(sums) % 2 == 0 else (other, free)
         for group in encoded.turns:
-            total = self._turned(total, group, total, free, keep=True)
-            free, other = other, free
+            self._all(turns.turn(total, *self._keys(group), total, free, *self._work, *self._met))
+            total, free = free, other if total is sums[-1] else total
         self._all(turns.finish(total, biases, out, *self._met))
 
     def square(self, step: SquareStep, root: Words | None, values: Words, out: Words) -> None:
@@ -481,16 +480,10 @@ class _Part:
         self._team.barrier()
         return parts[0], parts[1]
 
-    def _turned(self, total: Words, elements: tuple[int, ...], base: Words, out: Words, *, keep: bool) -> Words:
-        """Return base plus a ciphertext over QP turned in several ways; what it was is lost unless it is kept."""
-        work = (self._scratch, self._second, *self._work, *self._met)
-        self._all(turns.turn(total, *self._keys(elements), base, out, keep, *work))
-        return out
-
     def _switched(self, second: Words, first: Words, elements: tuple[int, ...], base: Words, out: Words) -> None:
         """Write base plus ``first`` and the switched ``second``, turned; second (k, N), the others over QP."""
         self._team.barrier()
-        self._all(turns.switch(second, first, *self._keys(elements), base, out, *self._work, *self._met))
+        self._all(turns.switch(second, first, *self._keys(elements), base, out, *self._work[1:], *self._met))
 
     def _over_qp(self, name: str, count: int | None = None) -> Words:
         """Return working memory for one ciphertext over QP, or for several."""

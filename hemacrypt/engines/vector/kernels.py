@@ -307,6 +307,53 @@ def lift(polynomial: Any, coefficients: Any, digits: Any, tables: Any, part: Any
 
 
 @kernel
+def lower_over_qp(polynomial: Any, coefficients: Any, tables: Any, part: Any, parts: Any) -> None:
+    """Transform every row of a polynomial over QP back; shapes (k + 1, N). Then comes `scale_down`."""
+    primes, _, _, roots, shoup, scale, scale_shoup = tables[:7]
+    rows = polynomial.shape[0]
+    start, stop = share(rows, part, parts)
+    for i in range(start, stop):
+        row = primes.shape[0] - 1 if i == rows - 1 else i
+        inverse_into(polynomial[i], coefficients[i], roots[row], shoup[row], primes[row], scale[row], scale_shoup[row])
+
+
+@kernel
+def scale_down(over: Any, coefficients: Any, tables: Any, part: Any, parts: Any) -> None:
+    """Divide coefficients over QP by the special prime and round, as SEAL does; then comes `lift_all`.
+
+    Parameters
+    ----------
+    over:
+        What `lower_over_qp` wrote, shape (k + 1, N).
+    coefficients:
+        Written; shape (k, N).
+    """
+    level, last = coefficients.shape[0], tables[0].shape[0] - 1
+    half = np.uint32(tables[0][last] >> np.uint32(1))
+    special, middle, gone = spread(tables[0][last]), spread(half), over[level]
+    start, stop = share(level, part, parts)
+    for i in range(start, stop):
+        prime = tables[0][i]
+        q, fix, source, target = spread(prime), spread(np.uint32(prime - below(half, prime))), over[i], coefficients[i]
+        for n in range(0, target.shape[0], LANES):
+            # What the special prime leaves over, rounded.
+            store(target, n, under(under(under(load(gone, n) + middle, special), q) + fix, q))
+        _quotient(source, target, tables[10][last, i], tables[11][last, i], prime, target)
+
+
+@kernel
+def lift_all(coefficients: Any, digits: Any, tables: Any, part: Any, parts: Any) -> None:
+    """Bring every digit to every prime, its own one included; shapes (k, N) and (k, k + 1, N or more)."""
+    primes, roots, shoup = tables[:3]
+    level, special, count = coefficients.shape[0], primes.shape[0] - 1, coefficients.shape[1]
+    start, stop = share(level * (level + 1), part, parts)
+    for unit in range(start, stop):
+        i, j = unit // level, unit % level
+        row = special if i == level else i
+        forward_into(coefficients[j], digits[j, i, :count], roots[row], shoup[row], primes[row])
+
+
+@kernel
 def _switched(
     digits: Any, at: Any, step: Any, keys: Any, place: Any, level: Any, q: Any, bound: Any, inverse: Any
 ) -> Any:

@@ -10,42 +10,16 @@ from typing import Any
 
 from hemacrypt.engines.vector.kernels import (
     divide_both,
-    divide_special,
     fold_both,
-    fold_special,
     lift,
+    lift_all,
     lower,
+    lower_over_qp,
     rotate_add,
+    scale_down,
 )
 from hemacrypt.engines.vector.modular import kernel, share
 from hemacrypt.engines.vector.team import meet
-
-
-@kernel
-def _decompose(second: Any, coefficients: Any, digits: Any, tables: Any, words: Any, part: Any, parts: Any) -> Any:
-    lower(second, coefficients, tables, part, parts)
-    if not meet(words, parts):
-        return False
-    lift(second, coefficients, digits, tables, part, parts)
-    return meet(words, parts)
-
-
-@kernel
-def _divide(polynomial: Any, second: Any, tables: Any, words: Any, part: Any, parts: Any) -> Any:
-    """Divide one polynomial (k + 1, N) by the special prime into (k, N); its last row is changed."""
-    both = polynomial.reshape(1, polynomial.shape[0], polynomial.shape[1])
-    fold_special(both, tables, part, parts)
-    if not meet(words, parts):
-        return False
-    divide_special(both, second.reshape(1, second.shape[0], second.shape[1]), tables, part, parts)
-    return meet(words, parts)
-
-
-@kernel
-def _copy(polynomial: Any, scratch: Any, part: Any, parts: Any) -> None:
-    start, stop = share(polynomial.shape[0], part, parts)
-    for row in range(start, stop):
-        scratch[row, :] = polynomial[row]
 
 
 @kernel
@@ -59,7 +33,7 @@ def open_fresh(second: Any, coefficients: Any, digits: Any, tables: Any, words: 
     coefficients:
         Working memory, shape (k, N).
     digits:
-        Written; shape (k, k + 1, N).
+        Written; shape (k, k + 1, N or more).
     words:
         The team's words; see `team.meet`.
 
@@ -67,34 +41,36 @@ def open_fresh(second: Any, coefficients: Any, digits: Any, tables: Any, words: 
     -------
     Whether all parts came to every barrier.
     """
-    return _decompose(second, coefficients, digits, tables, words, part, parts)
+    lower(second, coefficients, tables, part, parts)
+    if not meet(words, parts):
+        return False
+    lift(second, coefficients, digits, tables, part, parts)
+    return meet(words, parts)
 
 
 @kernel
 def open_copy(
-    polynomial: Any,
-    scratch: Any,
-    second: Any,
-    coefficients: Any,
-    digits: Any,
-    tables: Any,
-    words: Any,
-    part: Any,
-    parts: Any,
+    polynomial: Any, over: Any, coefficients: Any, digits: Any, tables: Any, words: Any, part: Any, parts: Any
 ) -> Any:
-    """Decompose a polynomial over QP; see `open_fresh`.
+    """Divide a polynomial over QP by the special prime and decompose it; see `open_fresh`.
+
+    The division takes place among coefficients, where the decomposition needs them.
 
     Parameters
     ----------
     polynomial:
         Shape (k + 1, N).
-    scratch, second:
+    over, coefficients:
         Working memory, shapes (k + 1, N) and (k, N).
     """
-    _copy(polynomial, scratch, part, parts)
-    if not meet(words, parts) or not _divide(scratch, second, tables, words, part, parts):
+    lower_over_qp(polynomial, over, tables, part, parts)
+    if not meet(words, parts):
         return False
-    return _decompose(second, coefficients, digits, tables, words, part, parts)
+    scale_down(over, coefficients, tables, part, parts)
+    if not meet(words, parts):
+        return False
+    lift_all(coefficients, digits, tables, part, parts)
+    return meet(words, parts)
 
 
 @kernel
@@ -123,7 +99,7 @@ def switch(
     coefficients, digits, words:
         As in `open_fresh`; the digits are working memory here.
     """
-    if not _decompose(second, coefficients, digits, tables, words, part, parts):
+    if not open_fresh(second, coefficients, digits, tables, words, part, parts):
         return False
     rotate_add(digits, first, keys, orders, base, out, tables, part, parts)
     return meet(words, parts)
@@ -136,9 +112,7 @@ def turn(
     orders: Any,
     base: Any,
     out: Any,
-    keep: Any,
-    scratch: Any,
-    second: Any,
+    over: Any,
     coefficients: Any,
     digits: Any,
     tables: Any,
@@ -151,22 +125,54 @@ def turn(
     Parameters
     ----------
     total:
-        The ciphertext, shape (2, k + 1, N); lost unless ``keep`` is set.
+        The ciphertext, shape (2, k + 1, N).
     keys, orders, base, out:
-        As in `kernels.rotate_add`.
-    scratch, second, coefficients, digits, words:
+        As in `kernels.rotate_add`; ``base`` may be ``total``.
+    over, coefficients, digits, words:
         As in `open_copy`.
     """
-    polynomial = total[1]
-    if keep:
-        _copy(polynomial, scratch, part, parts)
-        if not meet(words, parts):
-            return False
-        polynomial = scratch
-    if not _divide(polynomial, second, tables, words, part, parts):
+    if not open_copy(total[1], over, coefficients, digits, tables, words, part, parts):
         return False
-    first = total[0]
-    return switch(second, first, keys, orders, base, out, coefficients, digits, tables, words, part, parts)
+    rotate_add(digits, total[0], keys, orders, base, out, tables, part, parts)
+    return meet(words, parts)
+
+
+@kernel
+def horner(
+    sums: Any,
+    keys: Any,
+    orders: Any,
+    even: Any,
+    odd: Any,
+    over: Any,
+    coefficients: Any,
+    digits: Any,
+    tables: Any,
+    words: Any,
+    part: Any,
+    parts: Any,
+) -> Any:
+    """Add up inner sums by Horner's rule: the last one turned and added to the one before, and so on.
+
+    Parameters
+    ----------
+    sums:
+        Ciphertexts over QP, shape (sums, 2, k + 1, N).
+    keys, orders:
+        The one key of the turn, as in `kernels.rotate_add`.
+    even, odd:
+        Two ciphertexts over QP. With s sums the result lies in ``even`` if s is even, else in ``odd``.
+    over, coefficients, digits, words:
+        As in `open_copy`.
+    """
+    last = sums.shape[0] - 1
+    for number in range(last - 1, -1, -1):
+        given = sums[last] if number == last - 1 else (even if (last - number) % 2 == 0 else odd)
+        out = even if (last - number) % 2 else odd
+        base = sums[number]
+        if not turn(given, keys, orders, base, out, over, coefficients, digits, tables, words, part, parts):
+            return False
+    return True
 
 
 @kernel
