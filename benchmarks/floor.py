@@ -98,7 +98,7 @@ def _primitives(ring: Ring) -> tuple[float, float, float]:
     over, out = np.ones((2, primes + 1, near), dtype=np.uint32), np.empty((2, primes + 1, near), dtype=np.uint32)
 
     times, rows = degree / near / many, 2 * (primes + 1)
-    pass_ = best(lambda: _pass_often(many, over[0, :primes], out[0], small.tables)) * times / primes
+    pass_ = best(lambda: _pass_often(many, over[:1, :primes], out[:1], small.tables)) * times / primes
     rotation = best(lambda: _rotate_often(many, digits, over, keys, order, out, small.tables)) * times
     product = (rotation - 2 * rows * pass_) / (rows * primes)
     return best(lambda: _transform_often(many, row, tables)) / many, max(product, 0.0), pass_

@@ -86,7 +86,7 @@ def measure(ring: Ring, level: int, team: Team) -> None:
     digits, over = random(level, level + 1, degree), random(2, level + 1, degree)
     timed("lower", kernels.lower, polynomial, np.empty_like(polynomial))
     timed("lift", kernels.lift, polynomial, polynomial.copy(), digits)
-    timed("lift_first", kernels.lift_first, polynomial, first)
+    timed("lift_first", kernels.lift_first, polynomial[None], first[None])
     tiles = kernels.SEGMENT // kernels.TILE
     keys = random(level + 1, degree // kernels.SEGMENT, _ROTATIONS, tiles, level, 2, kernels.TILE)  # arranged
     orders = np.stack([ring.automorphism(pow(3, step, 2 * degree)) for step in range(1, _ROTATIONS + 1)])

@@ -106,19 +106,19 @@ def _reduce(words: Any, prime: Any, limit: Any, out: Any) -> Any:
 
 
 @kernel
-def _fill(roots: Any, initial: Any, primes: Any, limits: Any, out: Any, constants: Any, part: Any, parts: Any) -> Any:
-    """Expand buffers into residues; see `uniform_residues`. Return whether any word was uneven.
+def _fill(roots: Any, first: Any, initial: Any, primes: Any, limits: Any, out: Any, constants: Any) -> Any:
+    """Expand buffers into residues; see `Expansion`. Return whether any word was uneven.
 
-    ``roots``: the root hash of each buffer, shape (buffers, 8); ``out``: shape (primes, N).
+    ``roots``: root hashes of the buffers from number ``first`` on, shape (buffers, 8); ``out``: shape (primes, N).
     """
     iv, sigma, mixes = constants
     words = np.empty((initial.shape[1], 8), np.uint64)
     flat, each = words.reshape(-1), initial.shape[1] * 8
-    start, stop = share(roots.shape[0], part, parts)
     uneven = False
-    for number in range(start, stop):
+    for number in range(roots.shape[0]):
         _expand(roots[number], initial, words, iv, sigma, mixes)
-        row, at = number * each // out.shape[1], number * each % out.shape[1]
+        start = (first + number) * each
+        row, at = start // out.shape[1], start % out.shape[1]
         uneven |= _reduce(flat, primes[row], limits[row], out[row, at : at + each])
     return uneven
 
@@ -136,13 +136,13 @@ _INITIAL: Final = _initial_values()
 _CONSTANTS: Final = (_IV, _SIGMA, _MIXES)
 
 
-def _roots(seed: bytes, buffers: int) -> npt.NDArray[np.uint64]:
-    """Return the root hash of each buffer, shape (buffers, 8)."""
+def _roots(seed: bytes, first: int, last: int) -> npt.NDArray[np.uint64]:
+    """Return the root hashes of buffers first … last - 1, shape (buffers, 8)."""
     hashed = [
         hashlib.blake2b(number.to_bytes(8, "little"), key=seed, fanout=1, depth=1, node_offset=_BUFFER << 32).digest()
-        for number in range(buffers)
+        for number in range(first, last)
     ]
-    return np.frombuffer(b"".join(hashed), dtype="<u8").reshape(buffers, 8)
+    return np.frombuffer(b"".join(hashed), dtype="<u8").reshape(-1, 8)
 
 
 def generate(seed: bytes, words: int) -> npt.NDArray[np.uint64]:
@@ -157,13 +157,13 @@ def generate(seed: bytes, words: int) -> npt.NDArray[np.uint64]:
     """
     buffers = -(-8 * words // _BUFFER)
     out = np.empty((buffers, _LANES, 8), dtype=np.uint64)
-    for root, block in zip(_roots(seed, buffers), out, strict=True):
+    for root, block in zip(_roots(seed, 0, buffers), out, strict=True):
         _expand(root, _INITIAL, block, *_CONSTANTS)
     return out.reshape(-1)[:words]
 
 
-def uniform_residues(seed: bytes, primes: npt.NDArray[np.uint32], degree: int) -> Words:
-    """Expand a seed into the polynomial that SEAL expands it into, shape (primes, degree).
+class Expansion:
+    """The polynomial of uniform residues that SEAL expands a seed into; threads may share the work.
 
     SEAL 4, ``sample_poly_uniform``: words that would make the residues uneven are drawn again, in order, from what
     follows. That happens about once in 2^34 words.
@@ -173,18 +173,38 @@ def uniform_residues(seed: bytes, primes: npt.NDArray[np.uint32], degree: int) -
     seed:
         64 bytes.
     primes:
-        Below 2^30.
-    degree:
-        A multiple of 512: a buffer then belongs to one prime alone.
+        Below 2^30, shape (primes,).
+    out:
+        Written; shape (primes, N), N a multiple of 512: a buffer then belongs to one prime alone.
     """
-    largest = (1 << 64) - 1
-    limits = np.array([largest - largest % int(prime) - 1 for prime in primes], dtype=np.uint64)
+
+    def __init__(self, seed: bytes, primes: Words, out: Words) -> None:
+        self._seed, self._primes, self._out = seed, primes, out
+        largest = (1 << 64) - 1
+        self._limits = np.array([largest - largest % int(prime) - 1 for prime in primes], dtype=np.uint64)
+        self._uneven = False
+
+    def fill(self, part: int, parts: int) -> None:
+        """Expand one share of the residues."""
+        first, last = share(8 * self._out.size // _BUFFER, part, parts)
+        roots = _roots(self._seed, first, last)
+        if _fill(roots, first, _INITIAL, self._primes, self._limits, self._out, _CONSTANTS):
+            self._uneven = True
+
+    def finish(self) -> None:
+        """Draw again what must be, once all shares are filled."""
+        if self._uneven:
+            words = generate(self._seed, self._out.size).reshape(self._out.shape)
+            _draw_again(self._seed, words, words >= self._limits[:, None], self._limits)
+            self._out[:] = words % self._primes.astype(np.uint64)[:, None]
+
+
+def uniform_residues(seed: bytes, primes: Words, degree: int) -> Words:
+    """Expand a seed into a polynomial, shape (primes, degree); see `Expansion`."""
     out = np.empty((len(primes), degree), dtype=np.uint32)
-    roots = _roots(seed, 8 * out.size // _BUFFER)
-    if _fill(roots, _INITIAL, primes, limits, out, _CONSTANTS, 0, 1):
-        words = generate(seed, out.size).reshape(out.shape)
-        _draw_again(seed, words, words >= limits[:, None], limits)
-        return (words % primes.astype(np.uint64)[:, None]).astype(np.uint32)
+    expansion = Expansion(seed, primes, out)
+    expansion.fill(0, 1)
+    expansion.finish()
     return out
 
 

@@ -23,8 +23,9 @@ import numpy.typing as npt
 from hemacrypt import sealformat
 from hemacrypt.engines.base import Engine
 from hemacrypt.engines.vector import kernels, turns
+from hemacrypt.engines.vector.blake2xb import Expansion
 from hemacrypt.engines.vector.cache import DiagonalCache
-from hemacrypt.engines.vector.evaluator import expand, switching_key
+from hemacrypt.engines.vector.evaluator import switching_key
 from hemacrypt.engines.vector.ntt import Words
 from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.engines.vector.team import BrokenTeamError, Team
@@ -209,17 +210,12 @@ class VectorEngine(Engine[VectorKeys]):
         """Evaluate the network on one request; see `Engine.evaluate`."""
         self.check_count(ciphertexts)
         parameters, public = self.plan.parameters, self.plan.public
-        values = np.stack(
-            [
-                expand(
-                    self._rings[parameters.top_level],
-                    sealformat.read_ciphertext(content, parameters, parameters.top_level, public.input_scale),
-                )
-                for content in ciphertexts
-            ]
-        )
+        inputs = [
+            sealformat.read_ciphertext(content, parameters, parameters.top_level, public.input_scale)
+            for content in ciphertexts
+        ]
         with self._running() as run:
-            results = run.evaluate(values, keys)
+            results = run.evaluate(inputs, keys)
             return [
                 sealformat.ciphertext_stream(result, parameters, public.output_scale, _SEAL_MINOR) for result in results
             ]
@@ -236,9 +232,10 @@ class VectorEngine(Engine[VectorKeys]):
             key, order = switching_key(ring, [component] * (group.level + 1)), ring.automorphism(1)
             elements = (*([1] if group.relinearise else []), *group.elements)
             levels[group.level] = _Switches(dict.fromkeys(elements, key), dict.fromkeys(elements, order))
-        shape = (public.input_layout.ciphertexts, 2, parameters.top_level + 1, parameters.degree)
+        nothing = np.zeros((1, parameters.top_level + 1, parameters.degree), dtype=np.uint64)
+        inputs = [sealformat.Residues(nothing, bytes(64))] * public.input_layout.ciphertexts
         with self._running() as run:
-            run.evaluate(np.zeros(shape, dtype=np.uint32), VectorKeys(levels))
+            run.evaluate(inputs, VectorKeys(levels))
 
     @contextmanager
     def _running(self) -> Iterator[_Run]:
@@ -360,11 +357,28 @@ class _Run:
             memory.reserve("parts", 2, 2, primes, degree)
             memory.reserve("conjugated", 2, primes, degree)
 
-    def evaluate(self, values: Words, keys: VectorKeys) -> list[Words]:
-        """Evaluate all steps; values and results of shape (ciphertexts, 2, primes, N)."""
+    def evaluate(self, inputs: Sequence[sealformat.Residues], keys: VectorKeys) -> list[Words]:
+        """Evaluate all steps on checked ciphertexts; results of shape (2, primes, N)."""
         results: list[Words] = []
+        level = self._plan.parameters.top_level
+        values = self._memory.array("values odd", len(inputs), 2, level + 1, self._degree)
+        expansions = [
+            Expansion(content.seed, self._rings[level].primes[:-1], value[1])
+            for content, value in zip(inputs, values, strict=True)
+            if content.seed is not None
+        ]
 
         def walk(part: int) -> None:
+            for content, value in zip(inputs, values, strict=True):
+                for row in range(part, level + 1, self._team.threads):
+                    value[: len(content.polynomials), row] = content.polynomials[:, row]
+            for expansion in expansions:
+                expansion.fill(part, self._team.threads)
+            self._team.barrier()
+            if part == 0:
+                for expansion in expansions:
+                    expansion.finish()
+            self._team.barrier()
             value = values
             for number, step in enumerate(self._plan.steps):
                 side = "values odd" if number % 2 else "values even"
@@ -403,9 +417,8 @@ class _Part:
         """Carry out an affine map; values (inputs, 2, k, N), out (outputs, 2, k - 1, N)."""
         rotations = encoded.rotations
         copies = self._over_qp("copies", len(rotations.ready))
-        for number in range(step.inputs):
-            for polynomial in range(2):
-                kernels.lift_first(values[number, polynomial], copies[number, polynomial], *self._share)
+        inputs = copies[: step.inputs].reshape(-1, self._primes + 1, self._degree)
+        kernels.lift_first(values.reshape(-1, self._primes, self._degree), inputs, *self._share)
         self._team.barrier()
         digits = self._open(step, rotations, values, copies)
         giants = [len(each) for each in step.giants]
@@ -456,8 +469,7 @@ class _Part:
             else:
                 kernels.square(values[2 * number if step.kind == "joined" else number], product, *self._share)
             self._team.barrier()
-            for polynomial in range(2):
-                kernels.lift_first(product[polynomial], base[polynomial], *self._share)
+            kernels.lift_first(product[:2], base, *self._share)
             self._switched(product[2], nothing[0], (1,), base, total)
             self._all(turns.finish(total, product[0, :0], out[number], *self._met))
 
@@ -469,7 +481,7 @@ class _Part:
         """Return twice the real part and twice i times the imaginary part of a ciphertext (2, k, N)."""
         total, base, nothing = self._over_qp("even"), self._over_qp("odd"), self._over_qp("nothing")
         conjugated, parts = self._memory.array("conjugated", *value.shape), self._memory.array("parts", 2, *value.shape)
-        kernels.lift_first(value[0], base[0], *self._share)
+        kernels.lift_first(value[:1], base[:1], *self._share)
         conjugation = self._ring.parameters.galois_element(*Turn(0, True))
         self._switched(value[1], base[0], (conjugation,), nothing, total)
         kernels.fold_special(total, *self._share)

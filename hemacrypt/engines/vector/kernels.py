@@ -816,22 +816,25 @@ def part(value: Any, conjugated: Any, re: Any, im: Any, tables: Any, part: Any, 
 
 @kernel
 def lift_first(first: Any, out: Any, tables: Any, part: Any, parts: Any) -> None:
-    """Multiply a polynomial by the special prime, which brings it over QP.
+    """Multiply polynomials by the special prime, which brings them over QP.
 
     Parameters
     ----------
     first:
-        Shape (k, N).
+        Shape (polynomials, k, N).
     out:
-        Written; shape (k + 1, N); the special prime's row is zero.
+        Written; shape (polynomials, k + 1, N); the special prime's rows are zero.
     """
-    level, special = first.shape[0], tables[0][tables[0].shape[0] - 1]
-    start, stop = share(level, part, parts)
-    for i in range(start, stop):
-        prime, source, target = tables[0][i], first[i], out[i]
+    rows, special = out.shape[1], tables[0][tables[0].shape[0] - 1]
+    start, stop = share(out.shape[0] * rows, part, parts)
+    for unit in range(start, stop):
+        c, i = unit // rows, unit % rows
+        target = out[c, i]
+        if i == rows - 1:
+            target[:] = 0
+            continue
+        prime, source = tables[0][i], first[c, i]
         factor = np.uint32(special % prime)
         q, w, s = spread(prime), spread(factor), spread_wide(np.uint64(companion(factor, prime)))
         for n in range(0, source.shape[0], LANES):
             store(target, n, under(times(load(source, n), w, s, q), q))
-    if part == parts - 1:
-        out[level, :] = 0

@@ -272,8 +272,25 @@ def test_real_and_imaginary_parts(case: Case, parts: int) -> None:
 
 
 def test_times_the_special_prime(case: Case, parts: int) -> None:
-    first = case.residues(case.data)
-    out = np.empty((case.level + 1, case.degree), dtype=np.uint32)
+    first = case.residues(case.data, 2)
+    out = np.empty((2, case.level + 1, case.degree), dtype=np.uint32)
     in_parts(kernels.lift_first, (first, out, case.tables), out, parts)
-    assert np.array_equal(out[:-1], first * case.over[-1] % case.data[:, None])
-    assert not out[-1].any()
+    assert np.array_equal(out[:, :-1], first * case.over[-1] % case.data[:, None])
+    assert not out[:, -1].any()
+
+
+def test_a_decomposition_of_what_is_over_qp(case: Case, parts: int) -> None:
+    polynomial = case.residues(case.over)
+    over, coefficients = np.empty_like(polynomial), np.empty((case.level, case.degree), dtype=np.uint32)
+    in_parts(kernels.lower_over_qp, (polynomial, over, case.tables), over, parts)
+    in_parts(kernels.scale_down, (over, coefficients, case.tables), coefficients, parts)
+    divided = np.empty((1, case.level, case.degree), dtype=np.uint32)
+    folded = polynomial[None].copy()
+    kernels.fold_special(folded, case.tables, 0, 1)
+    kernels.divide_special(folded, divided, case.tables, 0, 1)
+    assert np.array_equal(coefficients, case.coefficients(divided[0], case.rows(False)))
+    digits = np.empty((case.level, case.level + 1, case.degree), dtype=np.uint32)
+    in_parts(kernels.lift_all, (coefficients, digits, case.tables), digits, parts)
+    wanted = np.empty_like(digits)
+    kernels.decompose(divided[0], wanted, case.tables)
+    assert np.array_equal(digits, wanted)
