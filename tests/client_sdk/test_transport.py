@@ -265,7 +265,8 @@ def test_a_stream_that_answers_something_else_is_an_error(
 ) -> None:
     met.impostor.tamper = _stream(change)
     with pytest.raises(ClientError) as error:
-        list(met.client.predict_many([pixels, pixels[::-1]]))
+        # One by one, so that the stream has two answers.
+        list(met.client.predict_many(iter([pixels, pixels[::-1]])))
     assert str(error.value).isprintable()
 
 
