@@ -69,7 +69,7 @@ def report(name: str, seconds: float, streamed: int = 0) -> None:
 
 def measure(ring: Ring, level: int, team: Team) -> None:
     """Print the times of all kernels at one level."""
-    degree, tables, count = ring.parameters.degree, ring.tables, len(ring.primes)
+    degree, tables = ring.parameters.degree, ring.tables
     rng = np.random.default_rng(0)
 
     def random(*shape: int) -> Words:
@@ -87,7 +87,7 @@ def measure(ring: Ring, level: int, team: Team) -> None:
     timed("lower", kernels.lower, polynomial, np.empty_like(polynomial))
     timed("lift", kernels.lift, polynomial, polynomial.copy(), digits)
     timed("lift_first", kernels.lift_first, polynomial, first)
-    keys = random(_ROTATIONS, count, degree // 64, count - 1, 2, 64)  # interleaved
+    keys = random(_ROTATIONS, level + 1, degree // 64, level, 2, 64)  # interleaved
     orders = np.stack([ring.automorphism(pow(3, step, 2 * degree)) for step in range(1, _ROTATIONS + 1)])
     key = level * 2 * (level + 1) * degree * 4
     which = np.arange(_ROTATIONS)

@@ -34,7 +34,7 @@ from hemacrypt.engines import DEFAULT_ENGINE
 from hemacrypt.network import Array
 
 _STAGES = ("encrypt", "upload", "compute", "decrypt")
-_START_SECONDS = 120.0
+_START_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,9 @@ def run_demo(out: Path, limit: int | None, workers: int, console: Console, engin
     with tempfile.TemporaryDirectory(prefix="hemacrypt-demo-") as scratch:
         directory = Path(scratch)
         started = time.perf_counter()
-        console.print("laboratory: starting the service …")
+        console.print(
+            "laboratory: starting the service (the first time on a machine compiles the engine: about a minute) …"
+        )
         with running_service(bundle_path(), directory, workers, out / "service.log", engine) as target:
             start_seconds = time.perf_counter() - started
             console.print(f"laboratory: ready at {target} after {start_seconds:.1f} s")

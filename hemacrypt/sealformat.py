@@ -375,7 +375,8 @@ def ciphertext_stream(residues: npt.NDArray[np.uint32], parameters: Parameters, 
         + count
         + words
     )
-    compressed = zstandard.ZstdCompressor().compress(body)
+    # Half of every word is empty: the fastest level packs as well as any, in half the time.
+    compressed = zstandard.ZstdCompressor(level=-1).compress(body)
     return header(HEADER.size + len(compressed), minor, _ZSTD) + compressed
 
 

@@ -104,6 +104,8 @@ class _Process:
                 "memory_mb": settings.worker_memory_mb,
                 "threads": settings.threads,
                 "key_budget": settings.key_budget,
+                "cache": settings.cache and str(settings.cache),
+                "cache_limit_mb": settings.cache_limit_mb,
             }
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "service.worker", str(theirs.fileno()), json.dumps(arguments)],
@@ -200,10 +202,14 @@ class WorkerPool:
         self._pending = 0
         self._closed = False
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
-        self._processes = [_Process(settings) for _ in range(settings.workers)]
+        # The first worker compiles kernels if need be; the others find them compiled.
+        self._processes = [_Process(settings)]
         try:
-            for process in self._processes:
+            self._processes[0].wait_ready()
+            self._processes += [_Process(settings) for _ in range(settings.workers - 1)]
+            for process in self._processes[1:]:
                 process.wait_ready()
+            for process in self._processes:
                 self._idle.put(process)
         except WorkerLostError:
             self.close()

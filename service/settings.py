@@ -41,12 +41,16 @@ class Settings(BaseSettings):
     """Requests that may wait for a worker before new ones are refused."""
     job_seconds: float = Field(120.0, gt=0)
     """A worker that takes longer for one job is stopped and started again."""
-    start_seconds: float = Field(120.0, gt=0)
-    """How long a worker may take to become ready."""
+    start_seconds: float = Field(300.0, gt=0)
+    """How long a worker may take to become ready; the first one on a machine compiles the engine."""
     cached_keys: int = Field(8, ge=1, le=1000)
     """Key sets that each worker keeps loaded; one takes about 75 MB for the leukaemia model."""
     key_budget_mb: int | None = Field(None, ge=1)
     """Megabytes that a client's evaluation keys may take; fewer make the service slower. By default about 34."""
+    cache: Path | None = Field(default_factory=lambda: platformdirs.user_cache_path("hemacrypt") / "diagonals")
+    """Where encoded weights are kept between starts, readable by their owner alone."""
+    cache_limit_mb: int = Field(8192, ge=1)
+    """Disk space that encoded weights may take."""
     worker_memory_mb: int = Field(4096, ge=512)
     """Address space that a worker may use; beyond it, it is stopped and started again."""
     store_limit_mb: int = Field(20_000, ge=1)

@@ -11,6 +11,7 @@ import json
 import resource
 import signal
 import sys
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,11 +19,18 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from hemacrypt.engines import Engine, encrypted_engine
 from hemacrypt.errors import FormatError
 from hemacrypt.evaluation_keys import EvaluationKeys, key_set_id
+from service import logs
 from service.catalogue import load_models
 
+log = structlog.get_logger()
+
+# Loading kernels takes less; compiling them takes longer, and whoever waits wants to know why.
+_PATIENCE_SECONDS = 4.0
 # Largest header; bodies are bounded by what the service accepts from the wire.
 LARGEST_HEADER = 64 * 1024
 
@@ -54,18 +62,43 @@ class Worker:
         How many threads share one request.
     key_budget:
         Bytes that a client's keys may take on the wire.
+    cache, cache_limit:
+        Where encoded weights are kept between starts, and the bytes that they may take.
     """
 
     def __init__(
-        self, bundles: list[Path], engine: str, cached_keys: int, threads: int = 1, key_budget: int | None = None
+        self,
+        bundles: list[Path],
+        engine: str,
+        cached_keys: int,
+        threads: int = 1,
+        key_budget: int | None = None,
+        cache: Path | None = None,
+        cache_limit: int = 4 << 30,
     ) -> None:
         models = load_models(bundles, key_budget)
         self._engines: dict[str, dict[str, Engine[Any]]] = {
-            name: {plan.public.plan_id: encrypted_engine(engine, plan, threads) for plan in model.plans}
+            name: {
+                plan.public.plan_id: encrypted_engine(engine, plan, threads, cache, cache_limit) for plan in model.plans
+            }
             for name, model in models.items()
         }
         self._cached_keys = cached_keys
         self._keys: OrderedDict[tuple[str, str], Any] = OrderedDict()
+
+    def warm_up(self) -> None:
+        """Compile what the engines run, or load what was compiled before, so that no request waits for it."""
+
+        def tell() -> None:
+            log.info("compiling the engine for this machine, once; this takes about a minute")
+
+        timer = threading.Timer(_PATIENCE_SECONDS, tell)
+        timer.daemon = True
+        timer.start()
+        for engines in self._engines.values():
+            for engine in engines.values():
+                engine.warm_up()
+        timer.cancel()
 
     def handle(self, header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         """Do one job and return the reply's header and body; a refusal is a reply too."""
@@ -111,6 +144,7 @@ class Worker:
 
 def main() -> None:
     """Serve jobs until the service closes its end. Started as ``python -m service.worker DESCRIPTOR SETTINGS``."""
+    logs.configure()
     connection = Connection(int(sys.argv[1]))
     settings = json.loads(sys.argv[2])
     limit = settings["memory_mb"] << 20
@@ -125,7 +159,10 @@ def main() -> None:
         settings["cached_keys"],
         settings["threads"],
         settings["key_budget"],
+        settings["cache"] and Path(settings["cache"]),
+        settings["cache_limit_mb"] << 20,
     )
+    worker.warm_up()
     connection.send_bytes(json.dumps({"ready": True}).encode())
     while True:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from hemacrypt.engines.base import Engine
@@ -28,7 +29,9 @@ def check_engine(name: str) -> None:
         raise PlanError(f"no engine is called {name!r}; choose one of {', '.join(ENCRYPTED_ENGINES)}")
 
 
-def encrypted_engine(name: str, plan: Plan, threads: int = 1) -> Engine[Any]:
+def encrypted_engine(
+    name: str, plan: Plan, threads: int = 1, cache: Path | None = None, cache_limit: int = 4 << 30
+) -> Engine[Any]:
     """Make the engine of a name.
 
     Parameters
@@ -39,6 +42,8 @@ def encrypted_engine(name: str, plan: Plan, threads: int = 1) -> Engine[Any]:
         The plan, weights included.
     threads:
         How many threads share one request; `seal` has one in any case.
+    cache, cache_limit:
+        Directory for encoded diagonals, and the bytes that it may take; `seal` keeps none.
 
     Raises
     ------
@@ -52,8 +57,9 @@ def encrypted_engine(name: str, plan: Plan, threads: int = 1) -> Engine[Any]:
 
         return SealEngine(plan)
     try:
+        from hemacrypt.engines.vector.cache import DiagonalCache
         from hemacrypt.engines.vector.engine import VectorEngine
     except ImportError as error:
         raise PlanError(f"the engine 'vector' needs Numba: pip install 'hemacrypt[service]' ({error})") from None
 
-    return VectorEngine(plan, threads)
+    return VectorEngine(plan, threads, DiagonalCache(cache, cache_limit) if cache else None)

@@ -55,6 +55,9 @@ class Engine(ABC, Generic[Keys]):
             If a ciphertext is not what the plan demands, or there are more or fewer.
         """
 
+    def warm_up(self) -> None:
+        """Do whatever only the first request would have to wait for; nothing by default."""
+
     def check_count(self, ciphertexts: Sequence[bytes]) -> None:
         """Make sure that there are as many ciphertexts as the plan demands.
 

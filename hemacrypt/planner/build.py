@@ -270,7 +270,6 @@ class _Chooser:
         widest = max(network.inputs, *(layer.outputs for layer in network.linears))
         self.parameters = chain.choose_parameters(chain.smallest_degree(network.squares, widest), network.squares)
         self._network, self._slots, self._images = network, slots, images
-        self._costs = costs.Costs(self.parameters.degree)
         self._entries = [layer.entries() for layer in network.linears]
         for number, layer in enumerate(network.linears):
             if not self._entries[number][2].size:
@@ -310,22 +309,28 @@ class _Chooser:
         known = (number, layout.positions.tobytes(), layout.flags.tobytes(), layout.period, layout.factor, path.grid)
         if known not in self._known:
             found = forms(self._network.linears[number], self._entries[number], layout, path.grid)
-            self._known[known] = [(form, splits(form, self._costs, level, quiet=level == 1)) for form in found]
+            self._known[known] = [
+                (form, splits(form, self.parameters.degree, level, quiet=level == 1)) for form in found
+            ]
         return self._known[known]
 
     def _extended(self, path: _Path, number: int, worth: float) -> Iterator[_Path]:
         """Yield the path with one layer more, in each of the layer's forms."""
-        level, model = self._level(number), self._costs
-        megabyte = costs.one_key_bytes(model.degree, level) / 1e6
+        level, degree = self._level(number), self.parameters.degree
+        megabyte = costs.one_key_bytes(degree, level) / 1e6
         for form, ways in self._forms(path, number):
             best: tuple[float, _Choice] | None = None
             for doublings in (1, 2):
                 turns = turn_groups(form.sums, form.source.mixes, doublings)
                 keys = {turn for group in turns for turn in group}
-                turning = sum(model.turn(level, len(group)) for group in turns) + model.finish(level)
+                turning = costs.finish(level)
+                for group in turns:
+                    turning += costs.turn(level, len(group))
+                turning = turning * form.target.ciphertexts + costs.key(level) * len(keys)
+                spent = costs.VECTOR.milliseconds(turning, degree)
                 for cost, split in ways:
                     needed = len(keys | {Turn(step) for step in split.keys})
-                    priced = form.target.ciphertexts * turning + cost + worth * needed * megabyte
+                    priced = spent + cost + worth * needed * megabyte
                     if best is None or priced < best[0]:
                         best = (priced, _Choice(form, split, turns))
             if best is not None:
@@ -338,7 +343,7 @@ class _Chooser:
         kind = _kind(self._slots, path.layout)
         level = self._level(number) - 1
         step = SquareStep(level, path.layout.ciphertexts, kind, 1.0, 1.0)
-        cost = self._costs.square(level, step.squares, step.outputs, len(step.rotations))
+        cost = costs.VECTOR.milliseconds(costs.count(step), self.parameters.degree)
         return replace(path, layout=_squared(kind, path.layout), spent=path.spent + cost)
 
     def _chosen(self, source: Layout, choices: tuple[_Choice, ...]) -> _Chosen:

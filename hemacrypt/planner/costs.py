@@ -1,7 +1,8 @@
-"""What an operation costs, to compare ways to evaluate a network; one core, milliseconds.
+"""What an operation costs, to compare ways to evaluate a network: counted primitives, times what each was measured at.
 
-The figures of each engine are sums of what was measured at degree 8192 (benchmarks/kernels.py for `vector`): number
-theoretic transforms, sums of products, and the bytes of keys and diagonals that stream from memory.
+The measurements are constants and not taken on the machine at hand, so that every machine makes the same plan of a
+network. `benchmarks/kernels.py` measures them again; `benchmarks/engines.py` compares an evaluation with the sum of
+its counted primitives.
 """
 
 from __future__ import annotations
@@ -15,89 +16,144 @@ from hemacrypt.plan import KeyGroup, LinearStep, Parameters, Step
 
 
 @dataclass(frozen=True)
-class Primitives:
-    """Milliseconds of an engine's primitives at degree 8192.
+class Counts:
+    """How often primitives are carried out; a row is a polynomial modulo one prime.
 
     Attributes
     ----------
-    transform:
-        One number theoretic transform.
-    product:
-        Multiplying one polynomial row and adding up.
-    pointwise:
-        Any other pass over one row.
+    transforms:
+        Number theoretic transforms of a row.
+    products:
+        Rows that are multiplied and added up.
+    passes:
+        Other passes over a row: permutations, divisions, copies.
+    rows_read:
+        Rows of keys and diagonals that come from memory.
+    """
+
+    transforms: int = 0
+    products: int = 0
+    passes: int = 0
+    rows_read: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.transforms + other.transforms,
+            self.products + other.products,
+            self.passes + other.passes,
+            self.rows_read + other.rows_read,
+        )
+
+    def __mul__(self, times: int) -> Counts:
+        return Counts(self.transforms * times, self.products * times, self.passes * times, self.rows_read * times)
+
+
+@dataclass(frozen=True)
+class Primitives:
+    """Milliseconds of an engine's primitives at degree 8192, one core, operands in a near cache.
+
+    Attributes
+    ----------
+    transform, product, pass_:
+        One of each of `Counts`.
+    row_read:
+        Reading 32 kB from memory.
     """
 
     transform: float
     product: float
-    pointwise: float
+    pass_: float
+    row_read: float
+
+    def milliseconds(self, counts: Counts, degree: int) -> float:
+        """Return what counted primitives take at a degree."""
+        transform = self.transform * math.log2(degree) / 13
+        rows = counts.products * self.product + counts.passes * self.pass_ + counts.rows_read * self.row_read
+        return (counts.transforms * transform + rows) * degree / 8192
 
 
-VECTOR: Final = Primitives(transform=0.0095, product=0.0020, pointwise=0.0016)
-SEAL: Final = Primitives(transform=0.075, product=0.0275, pointwise=0.02)
+# Two cores of an AMD EPYC (Zen 4).
+VECTOR: Final = Primitives(transform=0.0082, product=0.0012, pass_=0.0012, row_read=0.0016)
+SEAL: Final = Primitives(transform=0.075, product=0.0275, pass_=0.02, row_read=0.0)
 
 
-@dataclass(frozen=True)
-class Costs:
-    """Costs at one degree.
+def decompose(level: int) -> Counts:
+    """Count a decomposition: each digit comes from its own prime and meets every other one."""
+    return Counts(transforms=(level + 1) * (level + 2))
 
-    Parameters
-    ----------
-    degree:
-        Polynomial degree N.
-    primitives:
-        Figures of the engine.
-    """
 
-    degree: int
-    primitives: Primitives = VECTOR
+def key(level: int) -> Counts:
+    """Count the reading of one key."""
+    return Counts(rows_read=2 * (level + 2) * (level + 1))
 
-    @property
-    def _factor(self) -> float:
-        return self.degree / 8192
 
-    @property
-    def _transform(self) -> float:
-        return self.primitives.transform * self._factor * math.log2(self.degree) / 13
+def rotate(level: int) -> Counts:
+    """Count one rotation of a decomposed ciphertext that stays over QP, its key at hand."""
+    rows = 2 * (level + 2)
+    return Counts(products=rows * (level + 1), passes=2 * rows)
 
-    def decompose(self, level: int) -> float:
-        """Return the cost of decomposing a polynomial: each digit meets every other prime."""
-        primes = level + 1
-        return primes * (primes + 1) * self._transform
 
-    def rotate(self, level: int) -> float:
-        """Return the cost of one rotation of a decomposed ciphertext: its key streams from memory."""
-        primes = level + 1
-        rows = 2 * (primes + 1)
-        return rows * (primes * self.primitives.product + 2 * self.primitives.pointwise) * self._factor
+def product(level: int) -> Counts:
+    """Count one product with a diagonal over QP."""
+    return Counts(products=2 * (level + 2), rows_read=level + 2)
 
-    def product(self, level: int) -> float:
-        """Return the cost of one product with a diagonal, added up over the special prime as well."""
-        return 2 * (level + 2) * self.primitives.product * self._factor
 
-    def fold(self, level: int) -> float:
-        """Return the cost of dividing one polynomial by the special prime."""
-        return (level + 2) * (self._transform + self.primitives.pointwise * self._factor)
+def fold(level: int) -> Counts:
+    """Count the division of one polynomial by the special prime."""
+    return Counts(transforms=level + 2, passes=2 * level + 3)
 
-    def turn(self, level: int, rotations: int) -> float:
-        """Return the cost of rotating a sum that is held over the special prime, by several steps at once."""
-        return self.fold(level) + self.decompose(level) + rotations * self.rotate(level)
 
-    def finish(self, level: int) -> float:
-        """Return the cost of dividing a ciphertext by the special prime and rescaling it."""
-        return 2 * ((level + 3) * self._transform + 2 * (level + 1) * self.primitives.pointwise * self._factor)
+def turn(level: int, rotations: int) -> Counts:
+    """Count the rotation of a sum over QP by several steps at once, their keys at hand."""
+    return fold(level) + decompose(level) + rotate(level) * rotations
 
-    def square(self, level: int, squares: int, outputs: int, conjugations: int) -> float:
-        """Return the cost of squaring ciphertexts, joining, relinearising and rescaling them."""
-        primes = level + 1
-        tensor = 5 * primes * self.primitives.product * self._factor
-        switch = self.decompose(level) + self.rotate(level) + 2 * self.fold(level)
-        return squares * tensor + conjugations * switch + outputs * (switch + self.finish(level))
+
+def finish(level: int) -> Counts:
+    """Count the division of a ciphertext by the special prime and the last data prime at once."""
+    return Counts(transforms=2 * (level + 2), passes=4 * (level + 1))
+
+
+def square(level: int, squares: int, outputs: int, conjugations: int) -> Counts:
+    """Count squaring ciphertexts, joining, relinearising and rescaling them."""
+    tensor = Counts(products=3 * (level + 1), passes=2 * (level + 1))
+    switch = decompose(level) + rotate(level) + Counts(passes=2 * (level + 1))
+    keys = key(level) * (2 if conjugations else 1)
+    return tensor * squares + (switch + fold(level) * 2) * conjugations + (switch + finish(level)) * outputs + keys
+
+
+def count(step: Step) -> Counts:
+    """Count the primitives of one step of a plan, as `vector` carries it out."""
+    level = step.level
+    if not isinstance(step, LinearStep):
+        return square(level, step.squares, step.outputs, len(step.rotations))
+    opened = {copy.parent for copy in step.copies[step.inputs :]}
+    total = Counts(passes=2 * step.inputs * (level + 1))
+    total += decompose(level) * len(opened)
+    total += fold(level) * sum(parent >= step.inputs for parent in opened)
+    total += rotate(level) * (len(step.copies) - step.inputs)
+    total += product(level) * step.multiplications
+    # Copies with one step share its key, and so do all giant steps.
+    total += key(level) * len({copy.step for copy in step.copies[step.inputs :]})
+    giants = sum(len(giants) - 1 for giants in step.giants)
+    total += turn(level, 1) * giants + key(level) * min(giants, 1)
+    for group in step.turns:
+        total += turn(level, len(group)) * step.outputs + key(level) * len(group)
+    return total + finish(level) * step.outputs
+
+
+def step_ms(parameters: Parameters, step: Step, primitives: Primitives = VECTOR) -> float:
+    """Return the estimated milliseconds of one step of a plan."""
+    return primitives.milliseconds(count(step), parameters.degree)
+
+
+def plan_ms(parameters: Parameters, steps: Iterable[Step], primitives: Primitives = VECTOR) -> float:
+    """Return the estimated milliseconds of a whole evaluation."""
+    return sum(step_ms(parameters, step, primitives) for step in steps)
 
 
 def one_key_bytes(degree: int, level: int) -> float:
-    """Return what one seeded key for a level takes on the wire: 30 bits of each residue in about 39, as SEAL packs."""
-    return (level + 1) * ((level + 2) * degree * 4.9 + 400)
+    """Return what one seeded key for a level takes on the wire: 30 bits of each residue in about 36, as SEAL packs."""
+    return (level + 1) * ((level + 2) * degree * 4.5 + 400)
 
 
 def key_bytes(parameters: Parameters, groups: Iterable[KeyGroup]) -> float:
@@ -105,27 +161,3 @@ def key_bytes(parameters: Parameters, groups: Iterable[KeyGroup]) -> float:
     return sum(
         (len(group.elements) + group.relinearise) * one_key_bytes(parameters.degree, group.level) for group in groups
     )
-
-
-def step_ms(parameters: Parameters, step: Step, primitives: Primitives = VECTOR) -> float:
-    """Return the estimated milliseconds of one step of a plan."""
-    costs, level = Costs(parameters.degree, primitives), step.level
-    if isinstance(step, LinearStep):
-        opened = {copy.parent for copy in step.copies[step.inputs :]}
-        folded = sum(1 for parent in opened if parent >= step.inputs)
-        turns = sum(costs.turn(level, len(group)) for group in step.turns)
-        giants = sum(len(giants) - 1 for giants in step.giants) * costs.turn(level, 1)
-        return (
-            len(opened) * costs.decompose(level)
-            + folded * costs.fold(level)
-            + (len(step.copies) - step.inputs) * costs.rotate(level)
-            + step.multiplications * costs.product(level)
-            + giants
-            + step.outputs * (turns + costs.finish(level))
-        )
-    return costs.square(level, step.squares, step.outputs, len(step.rotations))
-
-
-def plan_ms(parameters: Parameters, steps: Iterable[Step], primitives: Primitives = VECTOR) -> float:
-    """Return the estimated milliseconds of a whole evaluation."""
-    return sum(step_ms(parameters, step, primitives) for step in steps)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hemacrypt.plan import Copy, Term, Turn
-from hemacrypt.planner.costs import Costs
+from hemacrypt.planner import costs
 from hemacrypt.planner.diagonals import MatrixForm, Offsets
 
 _SHIFTS_TRIED = 6
@@ -60,26 +60,22 @@ class Split:
         """How many copies have children and so are decomposed."""
         return len(set(self.parents[1:]))
 
-    def milliseconds(self, form: MatrixForm, costs: Costs, level: int) -> float:
-        """Return what the copies, products and giant steps of a form cost."""
+    def count(self, form: MatrixForm, level: int) -> costs.Counts:
+        """Count the primitives of the copies, products and giant steps of a form."""
         inputs, outputs = form.source.ciphertexts, form.target.ciphertexts
-        rotated = inputs * (len(self.offsets) - 1)
-        folds = inputs * max(self.opened - 1, 0)
-        return (
-            inputs * self.opened * costs.decompose(level)
-            + folds * costs.fold(level)
-            + rotated * costs.rotate(level)
-            + len(form.numbers) * costs.product(level)
-            + outputs * (self.giants - 1) * costs.turn(level, 1)
-        )
+        copies = costs.decompose(level) * self.opened + costs.rotate(level) * (len(self.offsets) - 1)
+        copies += costs.fold(level) * max(self.opened - 1, 0)
+        giants = costs.turn(level, 1) * (self.giants - 1)
+        copies_and_keys = copies * inputs + costs.key(level) * len(self.keys)
+        return copies_and_keys + costs.product(level) * len(form.numbers) + giants * outputs
 
 
-def splits(form: MatrixForm, costs: Costs, level: int, *, quiet: bool = False) -> list[tuple[float, Split]]:
+def splits(form: MatrixForm, degree: int, level: int, *, quiet: bool = False) -> list[tuple[float, Split]]:
     """Return the ways to split that no other beats in both milliseconds and keys, fastest first.
 
     Parameters
     ----------
-    form, costs, level:
+    form, degree, level:
         What is split, and where.
     quiet:
         The input has the smallest scale of all, where a rotation's noise weighs most: with few diagonals rotate no
@@ -90,7 +86,7 @@ def splits(form: MatrixForm, costs: Costs, level: int, *, quiet: bool = False) -
     for split in _candidates(form):
         if quiet and len(split.offsets) > 1:
             continue
-        cost, keys = split.milliseconds(form, costs, level), len(split.keys)
+        cost, keys = costs.VECTOR.milliseconds(split.count(form, level), degree), len(split.keys)
         if keys not in found or cost < found[keys][0]:
             found[keys] = (cost, split)
     best: list[tuple[float, Split]] = []

@@ -13,7 +13,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.engines.vector.modular import kernel
+from hemacrypt.engines.vector.modular import below, companion, kernel, share, shoup_product
+from hemacrypt.engines.vector.ntt import Words
 
 _BUFFER: Final = 4096
 _LANES: Final = _BUFFER // 64
@@ -90,6 +91,38 @@ def _expand(root: Any, initial: Any, out: Any, iv: Any, sigma: Any, mixes: Any) 
             out[lane, word] = initial[word, lane] ^ state[word, lane] ^ state[8 + word, lane]
 
 
+@kernel
+def _reduce(words: Any, prime: Any, limit: Any, out: Any) -> Any:
+    """Reduce 64-bit words modulo a prime below 2^30; shapes (n,). Return whether a word was not below the limit."""
+    up = np.uint32((np.uint64(1) << np.uint64(32)) % np.uint64(prime))
+    up_companion, one, one_companion = companion(up, prime), np.uint32(1), companion(np.uint32(1), prime)
+    uneven = False
+    for n in range(words.shape[0]):
+        uneven |= words[n] >= limit
+        high = shoup_product(np.uint32(words[n] >> np.uint64(32)), up, up_companion, prime)
+        low = shoup_product(np.uint32(words[n]), one, one_companion, prime)
+        out[n] = below(np.uint32(below(high, prime) + below(low, prime)), prime)
+    return uneven
+
+
+@kernel
+def _fill(roots: Any, initial: Any, primes: Any, limits: Any, out: Any, constants: Any, part: Any, parts: Any) -> Any:
+    """Expand buffers into residues; see `uniform_residues`. Return whether any word was uneven.
+
+    ``roots``: the root hash of each buffer, shape (buffers, 8); ``out``: shape (primes, N).
+    """
+    iv, sigma, mixes = constants
+    words = np.empty((initial.shape[1], 8), np.uint64)
+    flat, each = words.reshape(-1), initial.shape[1] * 8
+    start, stop = share(roots.shape[0], part, parts)
+    uneven = False
+    for number in range(start, stop):
+        _expand(roots[number], initial, words, iv, sigma, mixes)
+        row, at = number * each // out.shape[1], number * each % out.shape[1]
+        uneven |= _reduce(flat, primes[row], limits[row], out[row, at : at + each])
+    return uneven
+
+
 def _initial_values() -> npt.NDArray[np.uint64]:
     """Return the chaining values of the output blocks: the initial vector xor their parameter blocks, shape (8, 64)."""
     values = np.repeat(_IV[:, None], _LANES, axis=1)
@@ -100,9 +133,19 @@ def _initial_values() -> npt.NDArray[np.uint64]:
 
 
 _INITIAL: Final = _initial_values()
+_CONSTANTS: Final = (_IV, _SIGMA, _MIXES)
 
 
-def generate(seed: bytes, words: int, first_buffer: int = 0) -> npt.NDArray[np.uint64]:
+def _roots(seed: bytes, buffers: int) -> npt.NDArray[np.uint64]:
+    """Return the root hash of each buffer, shape (buffers, 8)."""
+    hashed = [
+        hashlib.blake2b(number.to_bytes(8, "little"), key=seed, fanout=1, depth=1, node_offset=_BUFFER << 32).digest()
+        for number in range(buffers)
+    ]
+    return np.frombuffer(b"".join(hashed), dtype="<u8").reshape(buffers, 8)
+
+
+def generate(seed: bytes, words: int) -> npt.NDArray[np.uint64]:
     """Return the first 64-bit words that SEAL's generator gives for a seed.
 
     Parameters
@@ -110,33 +153,39 @@ def generate(seed: bytes, words: int, first_buffer: int = 0) -> npt.NDArray[np.u
     seed:
         64 bytes.
     words:
-        How many words, from the beginning of the buffer.
-    first_buffer:
-        Number of the buffer to begin with.
+        How many words.
     """
     buffers = -(-8 * words // _BUFFER)
     out = np.empty((buffers, _LANES, 8), dtype=np.uint64)
-    for number in range(buffers):
-        root = hashlib.blake2b(
-            (first_buffer + number).to_bytes(8, "little"), key=seed, fanout=1, depth=1, node_offset=_BUFFER << 32
-        )
-        _expand(np.frombuffer(root.digest(), dtype="<u8"), _INITIAL, out[number], _IV, _SIGMA, _MIXES)
+    for root, block in zip(_roots(seed, buffers), out, strict=True):
+        _expand(root, _INITIAL, block, *_CONSTANTS)
     return out.reshape(-1)[:words]
 
 
-def uniform_residues(seed: bytes, primes: npt.NDArray[np.uint32], degree: int) -> npt.NDArray[np.uint32]:
+def uniform_residues(seed: bytes, primes: npt.NDArray[np.uint32], degree: int) -> Words:
     """Expand a seed into the polynomial that SEAL expands it into, shape (primes, degree).
 
     SEAL 4, ``sample_poly_uniform``: words that would make the residues uneven are drawn again, in order, from what
     follows. That happens about once in 2^34 words.
+
+    Parameters
+    ----------
+    seed:
+        64 bytes.
+    primes:
+        Below 2^30.
+    degree:
+        A multiple of 512: a buffer then belongs to one prime alone.
     """
-    words = generate(seed, len(primes) * degree).reshape(len(primes), degree)
     largest = (1 << 64) - 1
     limits = np.array([largest - largest % int(prime) - 1 for prime in primes], dtype=np.uint64)
-    uneven = words >= limits[:, None]
-    if uneven.any():
-        _draw_again(seed, words, uneven, limits)
-    return (words % primes.astype(np.uint64)[:, None]).astype(np.uint32)
+    out = np.empty((len(primes), degree), dtype=np.uint32)
+    roots = _roots(seed, 8 * out.size // _BUFFER)
+    if _fill(roots, _INITIAL, primes, limits, out, _CONSTANTS, 0, 1):
+        words = generate(seed, out.size).reshape(out.shape)
+        _draw_again(seed, words, words >= limits[:, None], limits)
+        return (words % primes.astype(np.uint64)[:, None]).astype(np.uint32)
+    return out
 
 
 def _draw_again(

@@ -22,14 +22,15 @@ import numpy.typing as npt
 
 from hemacrypt import sealformat
 from hemacrypt.engines.base import Engine
-from hemacrypt.engines.vector import kernels
+from hemacrypt.engines.vector import kernels, turns
+from hemacrypt.engines.vector.cache import DiagonalCache
 from hemacrypt.engines.vector.evaluator import expand, switching_key
 from hemacrypt.engines.vector.ntt import Words
 from hemacrypt.engines.vector.ring import Ring
-from hemacrypt.engines.vector.team import Team
+from hemacrypt.engines.vector.team import BrokenTeamError, Team
 from hemacrypt.errors import PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys
-from hemacrypt.plan import JOIN_FACTOR, LinearStep, Plan, SquareStep, Step, Turn
+from hemacrypt.plan import JOIN_FACTOR, LinearStep, Parameters, Plan, SquareStep, Step, Turn
 
 # The SEAL whose headers replies carry: the one inside TenSEAL 0.3.16 and later.
 _SEAL_MINOR = 3
@@ -65,12 +66,46 @@ class VectorKeys:
 
 
 @dataclass(frozen=True, eq=False)
-class _Opening:
-    """Copies that share the decomposition of their parent; they stand side by side."""
+class _Rotations:
+    """How the copies of a layer's input are made.
 
-    parent: int
-    first: int
+    Attributes
+    ----------
+    opened:
+        Copies that are decomposed, in order: the first ones are inputs, each other one is made from an earlier one.
+    origins:
+        For each of them the decomposition and the Galois element that it is made with; (0, 1) for inputs.
+    elements:
+        Galois elements that make the copies that are not decomposed.
+    starts, openings, parents, targets:
+        What each of them makes, as `kernels.rotate_shared` takes it.
+    """
+
+    opened: tuple[int, ...]
+    origins: tuple[tuple[int, int], ...]
     elements: tuple[int, ...]
+    starts: Numbers
+    openings: Numbers
+    parents: Numbers
+    targets: Numbers
+
+    @classmethod
+    def of(cls, step: LinearStep, parameters: Parameters) -> _Rotations:
+        """Sort the rotations of a step by the keys that they share."""
+        opened = sorted({copy.parent for copy in step.copies[step.inputs :]})
+        number = {copy: index for index, copy in enumerate(opened)}
+        origins: list[tuple[int, int]] = []
+        shared: dict[int, list[tuple[int, int, int]]] = {}
+        for index, copy in enumerate(step.copies):
+            made = (number[copy.parent], parameters.galois_element(copy.step)) if index >= step.inputs else (0, 1)
+            if index in number:
+                origins.append(made)
+            elif index >= step.inputs:
+                shared.setdefault(made[1], []).append((made[0], copy.parent, index))
+        rotations = [rotation for each in shared.values() for rotation in each]
+        columns = np.array(rotations, dtype=np.int64).reshape(-1, 3).T.copy()
+        starts = np.cumsum([0, *(len(each) for each in shared.values())], dtype=np.int64)
+        return cls(tuple(opened), tuple(origins), tuple(shared), starts, *columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +120,7 @@ class _Encoded:
         Shape (outputs, k - 1, N).
     starts, which, numbers:
         Terms of the inner sums of all outputs, as `kernels.multiply_sums` takes them.
-    openings:
+    rotations:
         How the copies are made.
     giant:
         Galois element between two inner sums.
@@ -98,7 +133,7 @@ class _Encoded:
     starts: Numbers
     which: Numbers
     numbers: Numbers
-    openings: tuple[_Opening, ...]
+    rotations: _Rotations
     giant: int
     turns: tuple[tuple[int, ...], ...]
 
@@ -112,12 +147,15 @@ class VectorEngine(Engine[VectorKeys]):
         The plan, weights included.
     threads:
         How many threads share one request.
+    cache:
+        Where encoded diagonals are kept between runs; nowhere when None.
     """
 
     name: ClassVar[str] = "vector"
 
-    def __init__(self, plan: Plan, threads: int = 1) -> None:
+    def __init__(self, plan: Plan, threads: int = 1, cache: DiagonalCache | None = None) -> None:
         super().__init__(plan)
+        self._cache = cache
         # At each level the chain ends with the primes that are left there: keys are made for no others.
         self._rings = {step.level: Ring(plan.parameters.truncated(step.level)) for step in plan.steps}
         self._threads = threads
@@ -166,6 +204,24 @@ class VectorEngine(Engine[VectorKeys]):
                 sealformat.ciphertext_stream(result, parameters, public.output_scale, _SEAL_MINOR) for result in results
             ]
 
+    def warm_up(self) -> None:
+        """Evaluate nothing with keys that are zero: compiles every kernel, or loads it, and touches the memory."""
+        parameters, public = self.plan.parameters, self.plan.public
+        levels: dict[int, _Switches] = {}
+        for group in public.keys:
+            ring = self._rings.get(group.level) or Ring(parameters.truncated(group.level))
+            primes = (*parameters.data_primes[: group.level + 1], parameters.special_prime)
+            blank = np.zeros((1, len(primes), parameters.degree), dtype=np.uint64)
+            component = expand(ring, sealformat.Residues(blank, bytes(64)))
+            key = kernels.interleaved(np.stack([component] * (group.level + 1)).reshape(-1, *component.shape[1:]))
+            key = key.reshape(1, *key.shape[:2], group.level + 1, 2, kernels.TILE)
+            elements = (*([1] if group.relinearise else []), *group.elements)
+            order = np.stack([ring.automorphism(1)])
+            levels[group.level] = _Switches(key, order, dict.fromkeys(elements, 0))
+        shape = (public.input_layout.ciphertexts, 2, parameters.top_level + 1, parameters.degree)
+        with self._running() as run:
+            run.evaluate(np.zeros(shape, dtype=np.uint32), VectorKeys(levels))
+
     @contextmanager
     def _running(self) -> Iterator[_Run]:
         """Lend out working memory and a team of threads; requests at the same time have their own."""
@@ -186,42 +242,44 @@ class VectorEngine(Engine[VectorKeys]):
 
     def _encode_layer(self, step: LinearStep) -> _Encoded:
         ring, parameters = self._rings[step.level], self.plan.parameters
-        rows, tiles = step.level + 2, parameters.degree // kernels.TILE
-        diagonals = np.empty((rows, tiles, len(step.diagonals), kernels.TILE), dtype=np.uint32)
-        starts: list[int] = [0]
-        which: list[int] = []
-        # Diagonals lie in the order in which the sums take them.
-        for giants in step.giants:
-            for terms in giants:
-                for term in terms:
-                    diagonal = step.diagonals[term.diagonal]
-                    encoded = self._encode(diagonal, step.weight_scale, step.level, extended=True)
-                    diagonals[:, :, len(which)] = encoded.reshape(rows, tiles, kernels.TILE)
-                    which.append(term.copy)
-                starts.append(len(which))
+        terms = [term for giants in step.giants for giant in giants for term in giant]
+        counts = [len(giant) for giants in step.giants for giant in giants]
+        diagonals = self._diagonals(step, [term.diagonal for term in terms])
         if not diagonals.any():
             raise PlanError(f"{step.name}: all weights are so small that they round to zero; scale the layer up")
         return _Encoded(
             diagonals=diagonals,
             biases=np.stack([ring.encode(bias, step.output_scale, step.level) for bias in step.bias]),
-            starts=np.array(starts, dtype=np.int64),
-            which=np.array(which, dtype=np.int64),
-            numbers=np.arange(len(which)),
-            openings=tuple(self._openings(step)),
+            starts=np.cumsum([0, *counts], dtype=np.int64),
+            which=np.array([term.copy for term in terms], dtype=np.int64),
+            numbers=np.arange(len(terms)),
+            rotations=_Rotations.of(step, parameters),
             giant=parameters.galois_element(step.giant_step),
             turns=tuple(tuple(parameters.galois_element(*turn) for turn in group) for group in step.turns),
         )
 
-    def _openings(self, step: LinearStep) -> Iterator[_Opening]:
-        """Put copies with one parent together."""
-        first = step.inputs
-        while first < len(step.copies):
-            parent, last = step.copies[first].parent, first
-            while last < len(step.copies) and step.copies[last].parent == parent:
-                last += 1
-            steps = [copy.step for copy in step.copies[first:last]]
-            yield _Opening(parent, first, tuple(self.plan.parameters.galois_element(turn) for turn in steps))
-            first = last
+    def _diagonals(self, step: LinearStep, order: list[int]) -> Words:
+        """Encode diagonals over QP, in the order in which the sums take them; shape (k + 1, N / 64, diagonals, 64)."""
+        rows, tiles = step.level + 2, self.plan.parameters.degree // kernels.TILE
+
+        def make(out: Words) -> None:
+            for place, number in enumerate(order):
+                encoded = self._encode(step.diagonals[number], step.weight_scale, step.level, extended=True)
+                out[:, :, place] = encoded.reshape(rows, tiles, kernels.TILE)
+
+        shape = (rows, tiles, len(order), kernels.TILE)
+        if self._cache is None:
+            out = np.empty(shape, dtype=np.uint32)
+            make(out)
+            return out
+        parameters = self._rings[step.level].parameters
+        parts: list[bytes | memoryview] = [
+            parameters.parms_id(),
+            step.weight_scale.hex().encode(),
+            np.array(order, dtype="<i8").tobytes(),
+            np.ascontiguousarray(step.diagonals).view(np.uint8).data,
+        ]
+        return self._cache.get(parts, shape, make)
 
 
 def _switches(ring: Ring, found: dict[int, list[sealformat.Residues]]) -> _Switches:
@@ -279,6 +337,8 @@ class _Run:
             memory.reserve(f"values {side}", step.inputs, 2, primes, degree)
             memory.reserve(f"values {side}", step.outputs, 2, primes - 1, degree)
         if isinstance(step, LinearStep):
+            opened = {copy.parent for copy in step.copies[step.inputs :]}
+            memory.reserve("openings", len(opened), primes, primes + 1, degree)
             memory.reserve("copies", len(step.copies), 2, primes + 1, degree)
             memory.reserve("sums", sum(map(len, step.giants)), 2, primes + 1, degree)
         else:
@@ -317,54 +377,72 @@ class _Part:
     def __init__(self, ring: Ring, memory: _Memory, team: Team, part: int, switches: _Switches | None) -> None:
         self._ring, self._memory, self._team = ring, memory, team
         self._share = (ring.tables, part, team.threads)
-        self._part = part
+        self._met = (ring.tables, team.words, part, team.threads)
         self._switches = switches
+        self._primes, self._degree = len(ring.primes) - 1, ring.parameters.degree
+        self._work = (
+            memory.array("coefficients", self._primes, self._degree),
+            memory.array("digits", self._primes, self._primes + 1, self._degree),
+        )
+        self._second = memory.array("second", self._primes, self._degree)
+        self._scratch = memory.array("scratch", self._primes + 1, self._degree)
 
     def linear(self, step: LinearStep, encoded: _Encoded, values: Words, out: Words) -> None:
         """Carry out an affine map; values (inputs, 2, k, N), out (outputs, 2, k - 1, N)."""
-        rows, degree = step.level + 2, values.shape[-1]
-        copies = self._memory.array("copies", len(step.copies), 2, rows, degree)
+        copies = self._over_qp("copies", len(step.copies))
         for number in range(step.inputs):
             for polynomial in range(2):
                 kernels.lift_first(values[number, polynomial], copies[number, polynomial], *self._share)
         self._team.barrier()
-        for opening in encoded.openings:
-            if opening.parent < step.inputs:
-                second = values[opening.parent, 1]
-            else:
-                second = self._divided(copies[opening.parent, 1], keep=True)
-            last = opening.first + len(opening.elements)
-            self._rotate_many(second, copies[opening.parent, 0], opening.elements, copies[opening.first : last])
+        self._copy(step, encoded.rotations, values, copies)
         giants = [len(each) for each in step.giants]
-        sums = self._memory.array("sums", sum(giants), 2, rows, degree)
+        sums = self._over_qp("sums", sum(giants))
         kernels.multiply_sums(
             copies, encoded.diagonals, encoded.starts, encoded.which, encoded.numbers, sums, True, *self._share
         )
         self._team.barrier()
         first = 0
         for output, count in enumerate(giants):
-            self._output(encoded, sums[first : first + count], output, out[output])
+            self._output(encoded, sums[first : first + count], encoded.biases[output], out[output])
             first += count
 
-    def _output(self, encoded: _Encoded, sums: Words, output: int, out: Words) -> None:
-        total, sides = sums[-1], self._sides(sums.shape[2])
-        for number in range(len(sums) - 2, -1, -1):
-            second = self._divided(total[1])
-            self._rotate_add(second, total[0], (encoded.giant,), sums[number], sides[0])
-            total, sides = sides[0], sides[::-1]
+    def _copy(self, step: LinearStep, rotations: _Rotations, values: Words, copies: Words) -> None:
+        """Make the rotated copies of the inputs."""
+        if not rotations.opened:
+            return
+        all_digits = self._memory.array("openings", len(rotations.opened), *self._work[1].shape)
+        for copy, (origin, element), digits in zip(rotations.opened, rotations.origins, all_digits, strict=True):
+            if copy < step.inputs:
+                self._all(turns.open_fresh(values[copy, 1], self._work[0], digits, *self._met))
+                continue
+            parent = copies[rotations.opened[origin], 0]
+            kernels.rotate_many(
+                all_digits[origin], parent, *self._keys((element,)), copies[copy : copy + 1], *self._share
+            )
+            self._team.barrier()
+            work = (self._scratch, self._second, self._work[0])
+            self._all(turns.open_copy(copies[copy, 1], *work, digits, *self._met))
+        if rotations.elements:
+            keys, which, orders = self._keys(rotations.elements)
+            places = (rotations.starts, rotations.openings, rotations.parents, rotations.targets)
+            kernels.rotate_shared(all_digits, copies, keys, which, orders, *places, *self._share)
+            self._team.barrier()
+
+    def _output(self, encoded: _Encoded, sums: Words, biases: Words, out: Words) -> None:
+        total, free, other = sums[-1], self._over_qp("even"), self._over_qp("odd")
+        for base in sums[-2::-1]:
+            total = self._turned(total, (encoded.giant,), base, free, keep=False)
+            free, other = other, free
         for group in encoded.turns:
-            second = self._divided(total[1], keep=True)
-            self._rotate_add(second, total[0], group, total, sides[0])
-            total, sides = sides[0], sides[::-1]
-        self._finish(total, out)
-        if self._part == 0:
-            kernels.add_plain(out, encoded.biases[output], self._ring.primes)
-        self._team.barrier()
+            total = self._turned(total, group, total, free, keep=True)
+            free, other = other, free
+        self._all(turns.finish(total, biases, out, *self._met))
 
     def square(self, step: SquareStep, root: Words | None, values: Words, out: Words) -> None:
         """Square, join and relinearise; values (inputs, 2, k, N), out (outputs, 2, k - 1, N)."""
+        product, nothing = self._memory.array("product", 3, self._primes, self._degree), self._over_qp("nothing")
+        total, base = self._over_qp("even"), self._over_qp("odd")
         for number in range(step.outputs):
-            product = self._memory.array("product", 3, *values.shape[2:])
             if step.kind == "parted":
                 self._join(*self._parted(values[number]), product, root)
             elif step.kind == "joined" and 2 * number + 1 < step.inputs:
@@ -372,13 +450,10 @@ class _Part:
             else:
                 kernels.square(values[2 * number if step.kind == "joined" else number], product, *self._share)
             self._team.barrier()
-            total, base = self._sides(step.level + 2)
             for polynomial in range(2):
                 kernels.lift_first(product[polynomial], base[polynomial], *self._share)
-            nothing = self._nothing(step.level + 2)
-            self._rotate_add(product[2], nothing[0], (1,), base, total)
-            self._finish(total, out[number])
-            self._team.barrier()
+            self._switched(product[2], nothing[0], (1,), base, total)
+            self._all(turns.finish(total, product[0, :0], out[number], *self._met))
 
     def _join(self, real: Words, other: Words, product: Words, root: Words | None) -> None:
         assert root is not None  # noqa: S101 - made for every level where something is joined
@@ -386,13 +461,11 @@ class _Part:
 
     def _parted(self, value: Words) -> tuple[Words, Words]:
         """Return twice the real part and twice i times the imaginary part of a ciphertext (2, k, N)."""
-        primes = value.shape[1]
-        total, base = self._sides(primes + 1)
-        kernels.lift_first(value[0], base[0], *self._share)
-        self._team.barrier()
-        conjugation = self._ring.parameters.galois_element(*Turn(0, True))
-        self._rotate_add(value[1], base[0], (conjugation,), self._nothing(primes + 1), total)
+        total, base, nothing = self._over_qp("even"), self._over_qp("odd"), self._over_qp("nothing")
         conjugated, parts = self._memory.array("conjugated", *value.shape), self._memory.array("parts", 2, *value.shape)
+        kernels.lift_first(value[0], base[0], *self._share)
+        conjugation = self._ring.parameters.galois_element(*Turn(0, True))
+        self._switched(value[1], base[0], (conjugation,), nothing, total)
         kernels.fold_special(total, *self._share)
         self._team.barrier()
         kernels.divide_special(total, conjugated, *self._share)
@@ -401,60 +474,29 @@ class _Part:
         self._team.barrier()
         return parts[0], parts[1]
 
-    def _sides(self, rows: int) -> tuple[Words, Words]:
-        """Return two ciphertexts over QP to work in."""
-        shape = (2, rows, self._ring.parameters.degree)
-        return self._memory.array("even", *shape), self._memory.array("odd", *shape)
+    def _turned(self, total: Words, elements: tuple[int, ...], base: Words, out: Words, *, keep: bool) -> Words:
+        """Return base plus a ciphertext over QP turned in several ways; what it was is lost unless it is kept."""
+        work = (self._scratch, self._second, *self._work, *self._met)
+        self._all(turns.turn(total, *self._keys(elements), base, out, keep, *work))
+        return out
 
-    def _nothing(self, rows: int) -> Words:
-        """Return a ciphertext over QP that is zero."""
-        return self._memory.array("nothing", 2, rows, self._ring.parameters.degree)
+    def _switched(self, second: Words, first: Words, elements: tuple[int, ...], base: Words, out: Words) -> None:
+        """Write base plus ``first`` and the switched ``second``, turned; second (k, N), the others over QP."""
+        self._team.barrier()
+        self._all(turns.switch(second, first, *self._keys(elements), base, out, *self._work, *self._met))
 
-    def _divided(self, polynomial: Words, *, keep: bool = False) -> Words:
-        """Divide a polynomial (k + 1, N) over QP by the special prime; what it was is lost unless it is kept."""
-        rows, degree = polynomial.shape
-        if keep:
-            scratch = self._memory.array("scratch", rows, degree)
-            for row in range(self._part, rows, self._team.threads):
-                scratch[row] = polynomial[row]
-            polynomial = scratch
-            self._team.barrier()
-        kernels.fold_special(polynomial[None], *self._share)
-        self._team.barrier()
-        second = self._memory.array("second", rows - 1, degree)
-        kernels.divide_special(polynomial[None], second[None], *self._share)
-        self._team.barrier()
-        return second
+    def _over_qp(self, name: str, count: int | None = None) -> Words:
+        """Return working memory for one ciphertext over QP, or for several."""
+        shape = (2, self._primes + 1, self._degree)
+        return self._memory.array(name, *(shape if count is None else (count, *shape)))
 
-    def _digits(self, polynomial: Words) -> Words:
-        primes, degree = polynomial.shape
-        coefficients = self._memory.array("coefficients", primes, degree)
-        digits = self._memory.array("digits", primes, primes + 1, degree)
-        kernels.lower(polynomial, coefficients, *self._share)
-        self._team.barrier()
-        kernels.lift(polynomial, coefficients, digits, *self._share)
-        self._team.barrier()
-        return digits
+    def _keys(self, elements: tuple[int, ...]) -> tuple[Words, Numbers, npt.NDArray[np.int32]]:
+        switches = self._switches
+        assert switches is not None  # noqa: S101 - the plan lists every key that its steps use
+        which = np.array([switches.index[element] for element in elements], dtype=np.int64)
+        return switches.keys, which, switches.orders
 
-    def _numbers(self, elements: tuple[int, ...]) -> tuple[_Switches, Numbers]:
-        assert self._switches is not None  # noqa: S101 - the plan lists every key that its steps use
-        return self._switches, np.array([self._switches.index[element] for element in elements], dtype=np.int64)
-
-    def _rotate_many(self, second: Words, first: Words, elements: tuple[int, ...], out: Words) -> None:
-        switches, which = self._numbers(elements)
-        digits = self._digits(second)
-        kernels.rotate_many(digits, first, switches.keys, which, switches.orders, out, *self._share)
-        self._team.barrier()
-
-    def _rotate_add(self, second: Words, first: Words, elements: tuple[int, ...], base: Words, out: Words) -> None:
-        switches, which = self._numbers(elements)
-        digits = self._digits(second)
-        kernels.rotate_add(digits, first, switches.keys, which, switches.orders, base, out, *self._share)
-        self._team.barrier()
-
-    def _finish(self, total: Words, out: Words) -> None:
-        """Divide a ciphertext over QP (2, k + 1, N) by the special prime and by the last data prime."""
-        kernels.fold_both(total, *self._share)
-        self._team.barrier()
-        kernels.divide_both(total, out, *self._share)
-        self._team.barrier()
+    @staticmethod
+    def _all(came: bool) -> None:
+        if not came:
+            raise BrokenTeamError("another part failed")

@@ -27,16 +27,18 @@ from hemacrypt.engines.vector.lanes import (
     spread,
     spread_wide,
     store,
+    times,
     under,
     under_both,
 )
 from hemacrypt.engines.vector.modular import below, companion, kernel, montgomery, share, shoup_product
-from hemacrypt.engines.vector.ntt import forward, inverse
+from hemacrypt.engines.vector.ntt import forward, forward_into, inverse, inverse_into
 
 # Products of residues below 2^30 that fit 63 bits, the most that one Montgomery reduction takes.
 _MOST_PRODUCTS = 8
 # Residues that are worked on at a time: sums of 64 bits then stay in the first-level cache.
 _BLOCK = 1024
+# Residues of a row that are rotated before the next row's or key's turn comes.
 _SEGMENT = 1024
 # Residues whose sums are held in registers.
 TILE = 64
@@ -88,22 +90,9 @@ def decompose(polynomial: Any, digits: Any, tables: Any) -> None:
     digits:
         Written; shape (k, k + 1, N), the last row for the special prime.
     """
-    primes = tables[0]
-    level, special = polynomial.shape[0], primes.shape[0] - 1
-    count = polynomial.shape[1]
-    digit = np.empty(count, np.uint32)
-    for j in range(level):
-        digit[:] = polynomial[j]
-        to_coefficients(digit, j, tables)
-        for i in range(level + 1):
-            row = special if i == level else i
-            target = digits[j, i]
-            if row == j:
-                target[:] = polynomial[j]
-                continue
-            # Primes differ by less than a factor of two, so one subtraction reduces; the transform takes even more.
-            target[:] = digit
-            to_values(target, row, tables)
+    coefficients = np.empty_like(polynomial)
+    lower(polynomial, coefficients, tables, 0, 1)
+    lift(polynomial, coefficients, digits, tables, 0, 1)
 
 
 @kernel
@@ -148,7 +137,7 @@ def inner_product(digits: Any, key: Any, total: Any, tables: Any) -> None:
 
 
 @kernel
-def drop_last(values: Any, last: Any, out: Any, tables: Any, quotients: Any, quotients_shoup: Any) -> None:
+def drop_last(values: Any, last: Any, out: Any, tables: Any) -> None:
     """Divide by the last prime and round, as SEAL does; values are changed.
 
     Parameters
@@ -159,27 +148,12 @@ def drop_last(values: Any, last: Any, out: Any, tables: Any, quotients: Any, quo
         Number of the prime that goes.
     out:
         Written; shape (k, N).
-    quotients, quotients_shoup:
-        1 / last prime modulo every prime, shape (primes,).
     """
-    primes = tables[0]
-    level, count = out.shape[0], out.shape[1]
-    gone, prime_gone = values[level], primes[last]
+    gone, rest = values[out.shape[0]], np.empty(out.shape[1], np.uint32)
     to_coefficients(gone, last, tables)
-    half = np.uint32(prime_gone >> np.uint32(1))
-    for n in range(count):
-        gone[n] = below(np.uint32(gone[n] + half), prime_gone)
-    rest = np.empty(count, np.uint32)
-    for i in range(level):
-        prime = primes[i]
-        fix = np.uint32(prime - below(half, prime))
-        for n in range(count):
-            rest[n] = below(gone[n], prime) + fix
-        to_values(rest, i, tables)
-        factor, shoup = quotients[i], quotients_shoup[i]
-        source, target = values[i], out[i]
-        for n in range(count):
-            target[n] = below(shoup_product(np.uint32(source[n] + prime - rest[n]), factor, shoup, prime), prime)
+    _add_half(gone, tables[0][last])
+    for i in range(out.shape[0]):
+        _divide_row(values[i], gone, last, i, rest, out[i], tables)
 
 
 @kernel
@@ -256,19 +230,24 @@ def multiply_sum(ciphertexts: Any, which: Any, plains: Any, numbers: Any, out: A
 @kernel
 def square(ciphertext: Any, out: Any, tables: Any, part: Any, parts: Any) -> None:
     """Square a ciphertext of shape (2, k, N) into three polynomials, shape (3, k, N)."""
-    primes, inverses, lift, lift_shoup = tables[0], tables[7], tables[8], tables[9]
     start, stop = share(ciphertext.shape[1], part, parts)
     for i in range(start, stop):
-        prime, prime_inverse, up, up_shoup = primes[i], inverses[i], lift[i], lift_shoup[i]
-        a, b = ciphertext[0, i], ciphertext[1, i]
+        prime = tables[0][i]
+        q, inverse, w, s = (
+            spread(prime),
+            spread(tables[7][i]),
+            spread(tables[8][i]),
+            spread_wide(np.uint64(tables[9][i])),
+        )
+        left, right = ciphertext[0, i], ciphertext[1, i]
         x, y, z = out[0, i], out[1, i], out[2, i]
-        for n in range(a.shape[0]):
+        for n in range(0, left.shape[0], LANES):
             # Both factors vary, so Montgomery's division by 2^32 is made good beforehand, in one of them.
-            u = np.uint64(below(shoup_product(a[n], up, up_shoup, prime), prime))
-            v = np.uint64(below(shoup_product(b[n], up, up_shoup, prime), prime))
-            x[n] = montgomery(u * np.uint64(a[n]), prime, prime_inverse)
-            y[n] = montgomery(np.uint64(2) * u * np.uint64(b[n]), prime, prime_inverse)
-            z[n] = montgomery(v * np.uint64(b[n]), prime, prime_inverse)
+            a, b = load(left, n), load(right, n)
+            u, v = under(times(a, w, s, q), q), under(times(b, w, s, q), q)
+            store(x, n, reduced(more(nothing(), u, a), q, inverse))
+            store(y, n, reduced(more(nothing(), u, b + b), q, inverse))
+            store(z, n, reduced(more(nothing(), v, b), q, inverse))
 
 
 @kernel
@@ -282,10 +261,10 @@ def lower(polynomial: Any, coefficients: Any, tables: Any, part: Any, parts: Any
     coefficients:
         Written; shape (k, N).
     """
+    primes, _, _, roots, shoup, scale, scale_shoup = tables[:7]
     start, stop = share(polynomial.shape[0], part, parts)
     for j in range(start, stop):
-        coefficients[j, :] = polynomial[j]
-        to_coefficients(coefficients[j], j, tables)
+        inverse_into(polynomial[j], coefficients[j], roots[j], shoup[j], primes[j], scale[j], scale_shoup[j])
 
 
 @kernel
@@ -299,16 +278,18 @@ def lift(polynomial: Any, coefficients: Any, digits: Any, tables: Any, part: Any
     digits:
         Written; shape (k, k + 1, N), the last row for the special prime.
     """
-    level, special = polynomial.shape[0], tables[0].shape[0] - 1
-    # Row j of digit j is a copy, so the transforms are what is shared out.
+    primes, roots, shoup = tables[:3]
+    level, special = polynomial.shape[0], primes.shape[0] - 1
+    # Row j of digit j is a copy, so the transforms are what is shared out; prime by prime, for the roots' sake.
     start, stop = share(level * level, part, parts)
     for unit in range(start, stop):
-        j, i = unit // level, unit % level
-        i += i >= j
-        target = digits[j, i]
+        i, j = level, unit % level
+        if unit < level * (level - 1):
+            i, j = unit // (level - 1), unit % (level - 1)
+            j += j >= i
+        row = special if i == level else i
         # Primes differ by less than a factor of two, so the digit is below 4q, as the transform wants it.
-        target[:] = coefficients[j]
-        to_values(target, special if i == level else i, tables)
+        forward_into(coefficients[j], digits[j, i], roots[row], shoup[row], primes[row])
     start, stop = share(level, part, parts)
     for j in range(start, stop):
         digits[j, j, :] = polynomial[j]
@@ -380,7 +361,7 @@ def _rotate_segment(
     tables: Any,
     adding: Any,
 ) -> None:
-    """Rotate the residues of one row from ``low`` on, into rows x and y of the result or, with ``adding``, onto them."""
+    """Rotate a segment of one row; into rows x and y of the result or, unless ``adding`` is None, onto them."""
     level, count = digits.shape[0], digits.shape[2]
     step, each = (level + 1) * count, keys.size // keys.shape[0]
     flat_digits, flat_keys = digits.reshape(-1), keys.reshape(-1)
@@ -388,14 +369,13 @@ def _rotate_segment(
     prime = tables[0][row]
     q, bound, inverse = spread(prime), _bound(prime), spread(tables[7][row])
     if keys.ndim == 6:  # interleaved: both components for all digits side by side
-        hop, tiles = TILE, each // (tables[0].shape[0] * count)
-        place = key * each + row * count * tiles
+        hop, stride, rows = TILE, 2 * keys.shape[3], keys.shape[1]
     else:
-        hop, tiles = tables[0].shape[0] * count, 1
-        place = key * each + row * count
+        hop, stride, rows = keys.shape[3] * count, 1, keys.shape[3]
+    place = key * each + (rows - 1 if i == level else i) * count * stride
     at, f = i * count, first[i]
     for n in range(low, low + _SEGMENT, TILE):
-        one, two = _switched(flat_digits, at + n, step, flat_keys, place + n * tiles, hop, level, q, bound, inverse)
+        one, two = _switched(flat_digits, at + n, step, flat_keys, place + n * stride, hop, level, q, bound, inverse)
         m = n // LANES
         _put(x, y, goals[m], order, one[0], two[0], load(f, n), q, adding)
         _put(x, y, goals[m + 1], order, one[1], two[1], load(f, n + 16), q, adding)
@@ -439,7 +419,8 @@ def rotate_many(
         The ciphertext's first polynomial over QP, that is times the special prime (`lift_first`); shape (k + 1, N).
     keys:
         Galois keys in Montgomery form, moved against their rotations, shape (keys, K, 2, K + 1, N) with K at least k;
-        or the same `interleaved`, shape (keys, K + 1, N / 64, K, 2, 64), which is faster.
+        or the same `interleaved`, shape (keys, K + 1, N / 64, K, 2, 64), which is faster, above all if K equals k.
+        The last row is the special prime's; rows and digits from k on need not be there, or are skipped.
     which:
         Which key serves each rotation, shape (rotations,).
     orders:
@@ -455,6 +436,49 @@ def rotate_many(
         for r in range(which.shape[0]):
             order, x, y = orders[which[r]], out[r, 0, i], out[r, 1, i]
             _rotate_segment(digits, first, keys, which[r], goals[r], order, i, low, x, y, tables, None)
+
+
+@kernel
+def rotate_shared(
+    digits: Any,
+    copies: Any,
+    keys: Any,
+    which: Any,
+    orders: Any,
+    starts: Any,
+    opened: Any,
+    parents: Any,
+    targets: Any,
+    tables: Any,
+    part: Any,
+    parts: Any,
+) -> None:
+    """Rotate several ciphertexts over QP with the same keys: each key is read from memory once for all of them.
+
+    Parameters
+    ----------
+    digits:
+        Decompositions of second polynomials, shape (decompositions, k, k + 1, N).
+    copies:
+        Ciphertexts over QP, shape (copies, 2, k + 1, N); some are rotated, others written.
+    keys, orders:
+        As in `rotate_many`.
+    which:
+        Number of each key that is used, shape (used,).
+    starts:
+        Key number t serves the rotations starts[t] … starts[t + 1] - 1; shape (used + 1,).
+    opened, parents, targets:
+        For each rotation the decomposition, the copy that it is of, and the copy that is written; shape (rotations,).
+    """
+    goals, segments = _goals(orders, which), digits.shape[3] // _SEGMENT
+    start, stop = share(digits.shape[2] * segments, part, parts)
+    for unit in range(start, stop):
+        i, low = unit // segments, unit % segments * _SEGMENT
+        for t in range(which.shape[0]):
+            order = orders[which[t]]
+            for r in range(starts[t], starts[t + 1]):
+                first, x, y = copies[parents[r], 0], copies[targets[r], 0, i], copies[targets[r], 1, i]
+                _rotate_segment(digits[opened[r]], first, keys, which[t], goals[t], order, i, low, x, y, tables, None)
 
 
 @kernel
@@ -616,13 +640,19 @@ def _add_half(values: Any, prime: Any) -> None:
 def _divide_row(source: Any, gone: Any, last: Any, row: Any, rest: Any, out: Any, tables: Any) -> None:
     """Divide one row by the prime number ``last``, whose folded row is ``gone``; ``rest`` is scratch. Shapes (N,)."""
     prime, half = tables[0][row], np.uint32(tables[0][last] >> np.uint32(1))
-    fix = np.uint32(prime - below(half, prime))
-    for n in range(out.shape[0]):
-        rest[n] = below(gone[n], prime) + fix
+    q, fix = spread(prime), spread(np.uint32(prime - below(half, prime)))
+    for n in range(0, rest.shape[0], LANES):
+        store(rest, n, under(load(gone, n), q) + fix)
     to_values(rest, row, tables)
-    factor, shoup = tables[10][last, row], tables[11][last, row]
-    for n in range(out.shape[0]):
-        out[n] = below(shoup_product(np.uint32(source[n] + prime - rest[n]), factor, shoup, prime), prime)
+    _quotient(source, rest, tables[10][last, row], tables[11][last, row], prime, out)
+
+
+@kernel
+def _quotient(source: Any, rest: Any, factor: Any, shoup: Any, prime: Any, out: Any) -> None:
+    """Write ``(source - rest) * factor``, reduced; shapes (N,)."""
+    q, w, s = spread(prime), spread(factor), spread_wide(np.uint64(shoup))
+    for n in range(0, out.shape[0], LANES):
+        store(out, n, under(times(load(source, n) + q - load(rest, n), w, s, q), q))
 
 
 @kernel
@@ -642,18 +672,18 @@ def fold_both(values: Any, tables: Any, part: Any, parts: Any) -> None:
     prime, other = tables[0][special], tables[0][last]
     half = (np.uint64(prime) * np.uint64(other)) >> np.uint64(1)
     half_prime, half_other = np.uint32(half % np.uint64(prime)), np.uint32(half % np.uint64(other))
-    factor, shoup = tables[10][last, special], tables[11][last, special]
+    p, q, half_p, half_q = spread(prime), spread(other), spread(half_prime), spread(half_other)
+    w, s = spread(tables[10][last, special]), spread_wide(np.uint64(tables[11][last, special]))
     start, stop = share(values.shape[0], part, parts)
     for c in range(start, stop):
         a, b = values[c, last], values[c, level]
         to_coefficients(a, last, tables)
         to_coefficients(b, special, tables)
-        for n in range(a.shape[0]):
-            low = below(np.uint32(a[n] + half_other), other)
-            high = below(np.uint32(b[n] + half_prime), prime)
-            a[n] = low
-            difference = np.uint32(high + prime - below(low, prime))
-            b[n] = below(shoup_product(difference, factor, shoup, prime), prime)
+        for n in range(0, a.shape[0], LANES):
+            low = under(load(a, n) + half_q, q)
+            high = under(load(b, n) + half_p, p)
+            store(a, n, low)
+            store(b, n, under(times(high + p - under(low, p), w, s, p), p))
 
 
 @kernel
@@ -680,15 +710,13 @@ def divide_both(values: Any, out: Any, tables: Any, part: Any, parts: Any) -> No
         step = np.uint32(primes[last] % prime)
         step_shoup = companion(step, prime)
         low, high = values[c, last], values[c, rows + 1]
-        for n in range(rest.shape[0]):
-            product = shoup_product(high[n], step, step_shoup, prime)
-            rest[n] = np.uint32(below(np.uint32(low[n] + fix), prime) + product)
+        q, fixes, w, s = spread(prime), spread(fix), spread(step), spread_wide(np.uint64(step_shoup))
+        for n in range(0, rest.shape[0], LANES):
+            store(rest, n, under(load(low, n) + fixes, q) + times(load(high, n), w, s, q))
         to_values(rest, i, tables)
         factor = below(shoup_product(inverses[last, i], inverses[special, i], companions[special, i], prime), prime)
         shoup = companion(factor, prime)
-        source, target = values[c, i], out[c, i]
-        for n in range(rest.shape[0]):
-            target[n] = below(shoup_product(np.uint32(source[n] + prime - rest[n]), factor, shoup, prime), prime)
+        _quotient(values[c, i], rest, factor, shoup, prime, out[c, i])
 
 
 @kernel
@@ -709,21 +737,18 @@ def square_join(re: Any, im: Any, out: Any, root: Any, tables: Any, part: Any, p
     start, stop = share(re.shape[1] * blocks, part, parts)
     for unit in range(start, stop):
         i, low = unit // blocks, unit % blocks * _BLOCK
-        high = low + _BLOCK
-        prime, prime_inverse, up, up_shoup = primes[i], inverses[i], ups[i], ups_shoup[i]
-        a, b, c, d = re[0, i, low:high], re[1, i, low:high], im[0, i, low:high], im[1, i, low:high]
-        w, x, y, z = root[i, low:high], out[0, i, low:high], out[1, i, low:high], out[2, i, low:high]
-        for n in range(_BLOCK):
+        q, inverse, w, s = spread(primes[i]), spread(inverses[i]), spread(ups[i]), spread_wide(np.uint64(ups_shoup[i]))
+        re0, re1, im0, im1, u = re[0, i], re[1, i], im[0, i], im[1, i], root[i]
+        x, y, z = out[0, i], out[1, i], out[2, i]
+        for n in range(low, low + _BLOCK, LANES):
             # As in `square`, one factor of every product is lifted by 2^32 first; that of im takes u on the way.
-            e = np.uint64(below(shoup_product(a[n], up, up_shoup, prime), prime))
-            f = np.uint64(below(shoup_product(b[n], up, up_shoup, prime), prime))
-            g = montgomery(np.uint64(c[n]) * np.uint64(w[n]), prime, prime_inverse)
-            h = montgomery(np.uint64(d[n]) * np.uint64(w[n]), prime, prime_inverse)
-            g64 = np.uint64(below(shoup_product(g, up, up_shoup, prime), prime))
-            h64 = np.uint64(below(shoup_product(h, up, up_shoup, prime), prime))
-            x[n] = montgomery(e * np.uint64(a[n]) + g64 * np.uint64(c[n]), prime, prime_inverse)
-            y[n] = montgomery(np.uint64(2) * (e * np.uint64(b[n]) + g64 * np.uint64(d[n])), prime, prime_inverse)
-            z[n] = montgomery(f * np.uint64(b[n]) + h64 * np.uint64(d[n]), prime, prime_inverse)
+            a, b, c, d, f = load(re0, n), load(re1, n), load(im0, n), load(im1, n), load(u, n)
+            e, g = under(times(a, w, s, q), q), under(times(b, w, s, q), q)
+            f = under(times(f, w, s, q), q)
+            h, k = reduced(more(nothing(), c, f), q, inverse), reduced(more(nothing(), d, f), q, inverse)
+            store(x, n, reduced(more(more(nothing(), e, a), h, c), q, inverse))
+            store(y, n, reduced(more(more(nothing(), e, b + b), h, d + d), q, inverse))
+            store(z, n, reduced(more(more(nothing(), g, b), k, d), q, inverse))
 
 
 @kernel
@@ -756,8 +781,8 @@ def lift_first(first: Any, out: Any, tables: Any, part: Any, parts: Any) -> None
     for i in range(start, stop):
         prime, source, target = tables[0][i], first[i], out[i]
         factor = np.uint32(special % prime)
-        shoup = companion(factor, prime)
-        for n in range(source.shape[0]):
-            target[n] = below(shoup_product(source[n], factor, shoup, prime), prime)
+        q, w, s = spread(prime), spread(factor), spread_wide(np.uint64(companion(factor, prime)))
+        for n in range(0, source.shape[0], LANES):
+            store(target, n, under(times(load(source, n), w, s, q), q))
     if part == parts - 1:
         out[level, :] = 0

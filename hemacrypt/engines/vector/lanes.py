@@ -264,22 +264,6 @@ def rearranged(typingctx: Any, lanes: Any, order: Any) -> Any:
     return Lanes(Lanes, Lanes), generate
 
 
-@intrinsic
-def prefetch(typingctx: Any, array: Any, place: Any) -> Any:
-    """Ask for the cache line of ``array[place]``, which may lie past the end."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        byte = ir.IntType(8).as_pointer()
-        address = _address(context, builder, ir.IntType(8), signature.args[0], arguments[0], arguments[1])
-        kind = ir.FunctionType(ir.VoidType(), (byte, _WORD, _WORD, _WORD))
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        reading, keep, data = (ir.Constant(_WORD, number) for number in (0, 3, 1))
-        builder.call(function, (address, reading, keep, data))
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), generate
-
-
 @kernel
 def under(value: Any, bound: Any) -> Any:
     """Subtract ``bound`` once where that leaves no negative number: `modular.below` for vectors of either kind."""

@@ -39,7 +39,7 @@ class Ring:
         each = [make_tables(prime, parameters.degree) for prime in numbers]
         self.primes: Words = np.array(numbers, dtype=np.uint32)
         lift = [np.array([(1 << 32) % prime], dtype=np.uint64) for prime in numbers]
-        self._quotients = [self._inverses_of(number) for number in numbers]
+        quotients = [self._inverses_of(number) for number in numbers]
         self.tables: tuple[Any, ...] = (
             self.primes,
             np.stack([table.roots for table in each]),
@@ -51,8 +51,8 @@ class Ring:
             np.array([pow(prime, -1, 1 << 32) for prime in numbers], dtype=np.uint32),
             np.concatenate(lift).astype(np.uint32),
             np.concatenate([shoup_of(up, prime) for up, prime in zip(lift, numbers, strict=True)]),
-            np.stack([values for values, _ in self._quotients]),
-            np.stack([companions for _, companions in self._quotients]),
+            np.stack([values for values, _ in quotients]),
+            np.stack([companions for _, companions in quotients]),
         )
         self._order = bit_reversed(parameters.degree)
 
@@ -65,7 +65,7 @@ class Ring:
 
     def divide(self, values: Words, last: int, out: Words) -> None:
         """Divide a polynomial (k + 1, N) by its last prime, number ``last``, and round; ``values`` are changed."""
-        kernels.drop_last(values, last, out, self.tables, *self._quotients[last])
+        kernels.drop_last(values, last, out, self.tables)
 
     def automorphism(self, element: int) -> npt.NDArray[np.int32]:
         """Return the order of values under X -> X^element in NTT form: result[i] = values[order[i]]; shape (N,)."""

@@ -256,7 +256,7 @@ def test_two_squares_joined(case: Case, parts: int) -> None:
 def test_a_square(case: Case) -> None:
     value = case.residues(case.data, 2)
     out = np.empty((3, case.level, case.degree), dtype=np.uint32)
-    kernels.square(value, out, case.tables)
+    kernels.square(value, out, case.tables, 0, 1)
     primes = case.data[:, None]
     a, b = value.astype(np.uint64)
     for found, wanted in zip(out, (a * a, 2 * (a * b % primes), b * b), strict=True):
