@@ -353,6 +353,12 @@ def test_closing_while_a_worker_is_replaced_leaves_no_process(
     assert not left
 
 
+def _arguments(bundle: Path) -> dict[str, Any]:
+    """What a worker is started with."""
+    limits = {"cached_keys": 1, "memory_mb": 4096, "threads": 1, "key_budget": None, "cache": None, "cache_limit_mb": 1}
+    return {"bundles": [str(bundle)], "engine": "seal"} | limits
+
+
 class _Touch:
     """Unpickling this creates a file."""
 
@@ -376,7 +382,7 @@ def test_frames_are_json_and_bytes_and_never_pickles(small_bundle: Path, tmp_pat
         ours.sendall(struct.pack("!i", len(content)) + content)
 
     ours, theirs = socket.socketpair()
-    arguments = {"bundles": [str(small_bundle)], "engine": "seal", "cached_keys": 1, "memory_mb": 4096}
+    arguments = _arguments(small_bundle)
     with ours, theirs:
         command = [sys.executable, "-m", "service.worker", str(theirs.fileno()), json.dumps(arguments)]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE)
@@ -411,7 +417,7 @@ def test_frames_are_json_and_bytes_and_never_pickles(small_bundle: Path, tmp_pat
 
 def test_a_worker_ends_when_its_service_is_gone(small_bundle: Path) -> None:
     ours, theirs = socket.socketpair()
-    arguments = {"bundles": [str(small_bundle)], "engine": "seal", "cached_keys": 1, "memory_mb": 4096}
+    arguments = _arguments(small_bundle)
     with ours, theirs:
         command = [sys.executable, "-m", "service.worker", str(theirs.fileno()), json.dumps(arguments)]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
