@@ -135,6 +135,16 @@ def test_damaged_ciphertexts_are_refused(
     assert told in str(refused)
 
 
+@pytest.mark.parametrize("count", [0, 2, 100])
+def test_more_or_fewer_ciphertexts_than_the_plan_has_are_refused(
+    client: Client, valid: pb.PredictRequest, count: int
+) -> None:
+    _carry(valid, *[valid.ciphertexts[0][:1000]] * count)
+    refused = _refusal(client, valid)
+    assert (refused.status, refused.reason) == ("INVALID_ARGUMENT", "CIPHERTEXT_INVALID")
+    assert f"{count} ciphertexts; the plan lays its input over 1" in str(refused)
+
+
 def test_a_bit_that_flips_on_the_way_is_noticed(client: Client, valid: pb.PredictRequest) -> None:
     content = bytearray(valid.ciphertexts[0])
     content[len(content) // 2] ^= 0x10

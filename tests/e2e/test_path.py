@@ -49,6 +49,24 @@ def test_stream_gives_the_same_answers_in_order(client: Client, cells: list[Samp
         assert np.abs(answer.logits - client.predict(cell.path).logits).max() <= 2 * client.plan.logit_error_bound
 
 
+def test_a_list_goes_in_pairs_and_every_answer_belongs_to_its_image(
+    client: Client, bundle: Bundle, cells: list[SampleCell], service_directory: Path
+) -> None:
+    log = service_directory / "service.log"
+    chosen = [*cells, *cells[::-1]][:7]
+    before = log.read_text().count("answered")
+    answers = list(client.predict_many([cell.path for cell in chosen]))
+    assert log.read_text().count("answered") - before == 4
+    assert [answer.source for answer in answers] == [str(cell.path) for cell in chosen]
+    assert [answer.images for answer in answers] == [2] * 6 + [1]
+    clear = bundle.network(np.stack([client.preprocessing(cell.path) for cell in chosen]))
+    for answer, expected in zip(answers, clear, strict=True):
+        assert np.abs(answer.logits - expected).max() <= answer.error_bound
+        assert answer.index == int(np.argmax(expected))
+    assert client.pair_plan is not None
+    assert answers[0].error_bound == client.pair_plan.logit_error_bound
+
+
 def test_stream_goes_on_after_a_refused_image(client: Client, address: str, cells: list[SampleCell]) -> None:
     good, _ = client._request(client.plan, [cells[0].path])
     bad = pb.PredictRequest()

@@ -264,6 +264,27 @@ def test_an_answer_to_another_job_is_taken_for_none(
     assert _pid(pool) != before
 
 
+@pytest.mark.parametrize("sizes", [None, [], [1], [-1, 2], [2**70], ["x"], [0.5], {}, 7])
+def test_an_answer_whose_sizes_do_not_add_up_is_taken_for_none(
+    pool: WorkerPool, job: Job, monkeypatch: pytest.MonkeyPatch, sizes: Any
+) -> None:
+    """A worker has parsed what strangers sent; what it says is not believed blindly."""
+    before = _pid(pool)
+    (process,) = pool._processes
+    receive = process._connection.recv_bytes
+
+    def another(largest: int | None = None) -> bytes:
+        frame = receive(largest)
+        return json.dumps(json.loads(frame) | {"sizes": sizes}).encode() if frame.startswith(b"{") else frame
+
+    with monkeypatch.context() as patched:
+        patched.setattr(process._connection, "recv_bytes", another)
+        with pytest.raises(WorkerLostError):
+            pool.submit(job).result()
+    assert _pid(pool) != before
+    assert pool.submit(job).result().header["ok"]
+
+
 def test_keys_that_were_never_there_are_missing(pool: WorkerPool, job: Job, tmp_path: Path) -> None:
     absent = replace(job, keys=tmp_path / "absent")
     assert _refusal(pool.submit(absent).result()) == "missing"
