@@ -340,9 +340,7 @@ _PAIR_LIES: dict[str, Callable[[pb.GetModelResponse], None]] = {
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("lie", _PAIR_LIES.values(), ids=_PAIR_LIES.keys())
-def test_a_lie_about_pairs_is_refused(
-    small: Small, tmp_path: Path, lie: Callable[[pb.GetModelResponse], None]
-) -> None:
+def test_a_lie_about_pairs_is_refused(small: Small, tmp_path: Path, lie: Callable[[pb.GetModelResponse], None]) -> None:
     with _told(_falsified_pair(small, lie), tmp_path / "keys") as client:
         with pytest.raises(ReplyError) as refused:
             assert client.plan

@@ -193,5 +193,5 @@ def test_a_reply_to_a_pair_under_another_key_is_refused(small: Small) -> None:
     keys = small.engine.load_keys(stranger.evaluation_keys())
     reply = small.engines[pair.plan_id].evaluate(stranger.encrypt(np.ones((2, 3, 4, 4))), keys)
     assert stranger.decrypt(reply).shape == (2, 2)
-    with pytest.raises(FormatError, match="copies of a logit disagree|too large"):
+    with pytest.raises(FormatError, match=r"copies of a logit disagree|too large"):
         ours.decrypt(reply)

@@ -221,7 +221,9 @@ def test_deleting_keys_drops_them_from_the_workers(
     path, _ = inside.service._store.path_of(keys.name)
     assert inside.stub.DeleteKeySet(pb.DeleteKeySetRequest(key_set_id=keys.name), timeout=60).existed
     # The store refuses such a request before any worker sees it; ask the worker itself what it still has.
-    outcome = inside.service._pool.submit(Job("predict", image.model, image.plan_id, keys.name, path, tuple(image.ciphertexts))).result()
+    outcome = inside.service._pool.submit(
+        Job("predict", image.model, image.plan_id, keys.name, path, tuple(image.ciphertexts))
+    ).result()
     assert (outcome.header["ok"], outcome.header.get("refusal")) == (False, "missing")
     with pytest.raises(grpc.RpcError) as error:
         inside.stub.Predict(image, timeout=60)
