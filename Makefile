@@ -7,10 +7,10 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 SOURCES := pyproject.toml constraints.txt hatch_build.py $(wildcard proto/hemacrypt/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format proto bench clean
+.PHONY: help venv demo test lint format proto bench bench-engines peers clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; try make PYTHON=python3.12 …")'
@@ -49,6 +49,12 @@ proto: $(VENV)/.dev ## generate the protobuf code again after a change of the co
 
 bench: $(VENV)/.dev ## accuracy and time under encryption, on the embedded sample
 	$(BIN)/python benchmarks/encrypted_accuracy.py
+
+bench-engines: $(VENV)/.dev ## our engines and the installed peers side by side; FULL=1 for everything
+	$(BIN)/python -m benchmarks.engines $(if $(FULL),--full) $(BENCH_OPTIONS)
+
+peers: ## install the peers of bench-engines into build/peers: several GB, licences in benchmarks/peers/README.md
+	PYTHON=$(PYTHON) benchmarks/peers/install.sh
 
 clean: ## remove .venv and everything that was built
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache hemacrypt/v1/*_pb2*

@@ -87,23 +87,31 @@ def measure(ring: Ring, level: int, team: Team) -> None:
     timed("lower", kernels.lower, polynomial, np.empty_like(polynomial))
     timed("lift", kernels.lift, polynomial, polynomial.copy(), digits)
     timed("lift_first", kernels.lift_first, polynomial, first)
-    keys = random(_ROTATIONS, level + 1, degree // 64, level, 2, 64)  # interleaved
+    tiles = kernels.SEGMENT // kernels.TILE
+    keys = random(level + 1, degree // kernels.SEGMENT, _ROTATIONS, tiles, level, 2, kernels.TILE)  # arranged
     orders = np.stack([ring.automorphism(pow(3, step, 2 * degree)) for step in range(1, _ROTATIONS + 1)])
-    key = level * 2 * (level + 1) * degree * 4
-    which = np.arange(_ROTATIONS)
-    out = random(_ROTATIONS, 2, level + 1, degree)
-    streamed = _ROTATIONS * key
-    timed(f"rotate_many, {_ROTATIONS}", kernels.rotate_many, digits, first, keys, which, orders, out, streamed=streamed)
-    total = np.empty_like(over)
-    arguments = (digits, first, keys, which, orders, over, total)
-    timed(f"rotate_add, {_ROTATIONS}", kernels.rotate_add, *arguments, streamed=streamed)
-    arguments = (digits, first, keys, which[:1], orders, over, total)
+    key, total = keys.nbytes // _ROTATIONS, np.empty_like(over)
+    arguments: tuple[Any, ...] = (digits, first, keys, orders, over, total)
+    timed(f"rotate_add, {_ROTATIONS}", kernels.rotate_add, *arguments, streamed=keys.nbytes)
+    arguments = (digits, first, np.ascontiguousarray(keys[:, :, :1]), orders[:1], over, total)
     timed("rotate_add, 1, in cache", kernels.rotate_add, *arguments, streamed=key)
     copies, diagonals = random(_COPIES, 2, level + 1, degree), random(level + 1, degree // 64, _COPIES * _SUMS, 64)
     starts, terms = np.arange(_SUMS + 1) * _COPIES, np.arange(_COPIES * _SUMS)
-    sums = random(_SUMS, 2, level + 1, degree)
-    arguments = (copies, diagonals, starts, terms % _COPIES, terms, sums, True)
-    timed(f"multiply_sums, {_SUMS} × {_COPIES}", kernels.multiply_sums, *arguments, streamed=diagonals.nbytes)
+    sums, none = random(_SUMS, 2, level + 1, degree), np.empty(0, dtype=np.int64)
+    products = (diagonals, starts, terms % _COPIES, sums)
+    arguments = (digits[None], copies, keys[:, :, :0].copy(), orders[:0], np.zeros(1, np.int64), none, none, none)
+    streamed = diagonals.nbytes
+    timed(
+        f"sums alone, {_SUMS} × {_COPIES}", kernels.rotate_and_sum,
+        *arguments, np.arange(_COPIES), *products, streamed=streamed,
+    )  # fmt: skip
+    once, made = np.arange(_ROTATIONS + 1), np.arange(_ROTATIONS)
+    arguments = (digits[None], copies[:1], keys, orders, once, 0 * made, 0 * made, made + 1, np.zeros(1, np.int64))
+    streamed += keys.nbytes
+    timed(
+        f"rotate_and_sum, {_ROTATIONS}, {_SUMS} × {_COPIES}", kernels.rotate_and_sum,
+        *arguments, *products, streamed=streamed,
+    )  # fmt: skip
     timed("fold_special, 2", kernels.fold_special, over)
     timed("divide_special, 2", kernels.divide_special, over, value)
     if level > 1:

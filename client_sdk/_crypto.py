@@ -5,13 +5,14 @@ This is the only module of Hemacrypt that ever holds a secret key.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import tenseal.sealapi as seal
 
 from hemacrypt import sealformat, sealio
+from hemacrypt.batch_plan import PublicBatchPlan
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys
 from hemacrypt.network import Array, ComplexArray
@@ -139,3 +140,114 @@ class KeyHolder:
         plain = seal.Plaintext()
         self._decryptor.decrypt(sealio.load(seal.Ciphertext(), self._context, checked), plain)
         return np.array(self._encoder.decode_complex(plain))
+
+
+class BatchKeyHolder:
+    """The same for batches: encrypts up to N / 2 images at once, one ciphertext for each value, and decrypts logits.
+
+    Parameters
+    ----------
+    plan:
+        The public batch plan that everything is for.
+    secret:
+        A secret key serialised by `KeyHolder.secret_bytes`, when the latency plan of the model has the same parameters;
+        a new one is generated when there is none.
+
+    Raises
+    ------
+    PlanError
+        If SEAL rejects the plan's parameters.
+    FormatError
+        If the secret key is for other parameters.
+    """
+
+    def __init__(self, plan: PublicBatchPlan, secret: bytes | None = None) -> None:
+        self.plan = plan
+        self._context = sealio.make_context(plan.parameters)
+        self._minor = sealio.seal_minor_version()
+        if secret is None:
+            self._generator = seal.KeyGenerator(self._context)
+        else:
+            key = sealio.load(seal.SecretKey(), self._context, secret)
+            self._generator = seal.KeyGenerator(self._context, key)
+        self._secret = self._generator.secret_key()
+        self._encoder = seal.CKKSEncoder(self._context)
+        self._encryptor = seal.Encryptor(self._context, self._secret)
+        self._decryptor = seal.Decryptor(self._context, self._secret)
+
+    def __repr__(self) -> str:
+        return f"BatchKeyHolder(model={self.plan.model!r}, degree={self.plan.parameters.degree})"
+
+    def relinearisation_key(self) -> bytes:
+        """Generate the one evaluation key that a batch needs, seeded; empty when the network squares nothing."""
+        return sealio.dump(self._generator.create_relin_keys()) if self.plan.needs_relinearisation else b""
+
+    def encrypt(self, images: npt.ArrayLike) -> Iterator[bytes]:
+        """Encrypt preprocessed images, one ciphertext after the other.
+
+        Parameters
+        ----------
+        images:
+            Shape (images, channels, height, width); at most as many as the plan has slots.
+
+        Yields
+        ------
+        bytes
+            Seeded symmetric ciphertexts in the plan's order, at its input level and scale.
+
+        Raises
+        ------
+        PlanError
+            If the images do not fit the plan or hold numbers that cannot be encrypted.
+        """
+        plan, slots = self.plan, self.plan.pack(images)
+        room = 2.0 ** (plan.parameters.bits_at(plan.input_level) - 2)
+        if not np.abs(slots).max() * plan.input_scale < room:
+            raise PlanError("the images hold values that are no finite numbers of moderate size; preprocess them first")
+        level = sealio.parms_id_words(plan.parameters.parms_id(plan.input_level))
+        return (self._encrypt(content, level) for content in slots)
+
+    def _encrypt(self, slots: Array, level: list[int]) -> bytes:
+        plain = seal.Plaintext()
+        self._encoder.encode(slots.tolist(), level, self.plan.input_scale, plain)
+        return sealio.dump(self._encryptor.encrypt_symmetric(plain))
+
+    def decrypt(self, replies: Sequence[bytes], images: int) -> Array:
+        """Decrypt the service's replies.
+
+        Parameters
+        ----------
+        replies:
+            Straight from the wire, one for each logit.
+        images:
+            How many images were in the batch.
+
+        Returns
+        -------
+        array of the logits, shape (images, logits)
+
+        Raises
+        ------
+        FormatError
+            If there are more or fewer replies than logits, one is no ciphertext of the plan's output level and scale,
+            was not computed under this key, or holds logits that do not fit the last modulus.
+        """
+        plan = self.plan
+        if len(replies) != plan.outputs:
+            raise FormatError("reply", f"{len(replies)} ciphertexts came; expected {plan.outputs}, one for each logit")
+        slots = np.stack([self._decrypt(reply) for reply in replies])
+        logits = plan.unpack(slots, images)
+        # Under another key every slot holds something else, and most of that is too large.
+        if np.abs(slots - logits.T[:, np.arange(plan.images) % images]).max() > 2 * plan.logit_error_bound:
+            raise FormatError(
+                "reply", "the copies of a logit disagree; it was not computed from what this key encrypted"
+            )
+        if np.abs(logits).max() > plan.logit_limit / 2:
+            raise FormatError("reply", "a logit is too large for the last modulus; the image is unlike all trained on")
+        return logits
+
+    def _decrypt(self, reply: bytes) -> Array:
+        plan, plain = self.plan, seal.Plaintext()
+        checked = sealformat.check_ciphertext(reply, plan.parameters, plan.output_level, plan.output_scale, self._minor)
+        self._decryptor.decrypt(sealio.load(seal.Ciphertext(), self._context, checked), plain)
+        return np.array(self._encoder.decode_double(plain))

@@ -254,9 +254,11 @@ class Layout:
             raise PlanError(f"got {flat.size} values; this layout holds {self.images * self.positions.size}")
         real, other = flat[: self.positions.size], flat[self.positions.size :]
         block = np.zeros(self.ciphertexts * self.period, dtype=np.complex128)
-        np.add.at(block, self.positions, np.where(self.flags, 1j * self.factor, 1.0) * real)
+        # Part by part: a product of infinity and a complex number would be no number.
+        block.real[self.positions[~self.flags]] = real[~self.flags]
+        block.imag[self.positions[self.flags]] = self.factor * real[self.flags]
         if self.images == 2:
-            block[self.positions] += 1j * self.factor * other
+            block.imag[self.positions] = self.factor * other
         return np.tile(block.reshape(self.ciphertexts, self.period), (1, self.copies))
 
     def unpack(self, slots: npt.ArrayLike) -> Array:

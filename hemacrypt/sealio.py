@@ -129,11 +129,16 @@ def truncated_secret(secret: bytes, parameters: Parameters, level: int) -> bytes
         The whole chain.
     level:
         Where keys made with the result will be used.
+
+    Raises
+    ------
+    FormatError
+        If the secret key is damaged or for other parameters.
     """
     count, degree = len(parameters.data_primes) + 1, parameters.degree
     body = sealformat.unwrap(secret, 8 * count * degree + (1 << 16), "secret key")
-    if len(body) < 8 * count * degree:
-        raise FormatError("secret key", "it is shorter than the plan's parameters demand; it is for other parameters")
+    if len(body) < 8 * count * degree or not body.startswith(parameters.parms_id()):
+        raise FormatError("secret key", "it is for other parameters than the plan's; use the key made for this plan")
     words = np.frombuffer(body[-8 * count * degree :], dtype="<u8").reshape(count, degree)
     rows = words[[*range(level + 1), count - 1]]
     return sealformat.plaintext_stream(rows, parameters.truncated(level), seal_minor_version())

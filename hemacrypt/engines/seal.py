@@ -93,8 +93,10 @@ class SealEngine(Engine[SealKeys]):
 
     def _encode_layer(self, step: LinearStep) -> _Encoded:
         diagonals = [self._encode(diagonal, step.level, step.weight_scale) for diagonal in step.diagonals]
-        if all(diagonal.is_zero() for diagonal in diagonals):
-            raise PlanError(f"{step.name}: all weights are so small that they round to zero; scale the layer up")
+        for giants in step.giants:
+            # SEAL refuses a ciphertext that encrypts nothing, and so would a client.
+            if all(diagonals[term.diagonal].is_zero() for terms in giants for term in terms):
+                raise PlanError(f"{step.name}: all weights are so small that they round to zero; scale the layer up")
         return _Encoded(diagonals, [self._encode(bias, step.level - 1, step.output_scale) for bias in step.bias])
 
     def _encode(self, values: ComplexArray, level: int, scale: float) -> SealObject:

@@ -34,7 +34,8 @@ from hemacrypt.security import LARGEST_MODULUS_BITS
 KEY_BUDGET: Final = 34_000_000
 # How much slower, in milliseconds, an evaluation may get for every megabyte of keys that it saves; tried in turn.
 _WORTH_A_MEGABYTE: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 1e3)
-# A pair plan is worth its keys when it is at least this much faster for each image.
+# A pair plan is worth its keys when it is at least this much faster for each image, and one image alone does not become
+# slower by as much because the pair needs keys as well.
 _PAIR_GAIN: Final = 0.95
 
 # Ways to lay out the first layers that are followed further.
@@ -106,26 +107,32 @@ def plan_model(
     PlanError
         If no secure parameters serve the network, or no plan keeps within a key budget that was set.
     """
-    single = plan_network(network, name, labels, preprocessing_digest, key_budget=key_budget)
+    chooser = _Chooser(network, "complex", 1)
+    single = _planned(network, _affordable(chooser, key_budget), name, labels, preprocessing_digest)
     budget = KEY_BUDGET if key_budget is None else key_budget
     try:
-        chooser = _Chooser(network, "complex", 2)
+        both = _both(chooser, _Chooser(network, "complex", 2), budget)
+        if both is None:
+            return (single,)
+        plans = [_planned(network, chosen, name, labels, preprocessing_digest) for chosen in both]
     except PlanError:
         return (single,)
+    fastest, alone, together = (costs.plan_ms(single.parameters, plan.steps) for plan in (single, *plans))
+    if together / 2 > _PAIR_GAIN * fastest or fastest < _PAIR_GAIN * alone:
+        return (single,)
+    keys = united(chosen.keys for chosen in both)
+    return tuple(replace(plan, public=replace(plan.public, keys=keys)) for plan in plans)
+
+
+def _both(singles: _Chooser, pairs: _Chooser, budget: int) -> tuple[_Chosen, _Chosen] | None:
+    """Return the fastest combination for one image that leaves a pair room within the budget, and the fastest pair."""
     for worth in _WORTH_A_MEGABYTE:
-        chosen = chooser.choose(worth)
-        keys = united([single.public.keys, chosen.keys])
-        if costs.key_bytes(single.parameters, keys) > budget:
-            continue
-        try:
-            pair = _planned(network, chosen, name, labels, preprocessing_digest)
-        except PlanError:
-            break
-        alone, both = (costs.plan_ms(single.parameters, plan.steps) for plan in (single, pair))
-        if both / 2 > _PAIR_GAIN * alone:
-            break
-        return tuple(replace(plan, public=replace(plan.public, keys=keys)) for plan in (single, pair))
-    return (single,)
+        single = singles.choose(worth)
+        for other in _WORTH_A_MEGABYTE:
+            pair = pairs.choose(other)
+            if costs.key_bytes(single.parameters, united([single.keys, pair.keys])) <= budget:
+                return single, pair
+    return None
 
 
 def plan_network(
@@ -166,8 +173,13 @@ def plan_network(
     PlanError
         If no secure parameters serve the network, or no plan keeps within a key budget that was set.
     """
+    chosen = _affordable(_Chooser(network, slots, images), key_budget)
+    return _planned(network, chosen, name, labels, preprocessing_digest)
+
+
+def _affordable(chooser: _Chooser, key_budget: int | None) -> _Chosen:
+    """Return the fastest combination whose keys keep within a budget; see `plan_network`."""
     budget = KEY_BUDGET if key_budget is None else key_budget
-    chooser = _Chooser(network, slots, images)
     for worth in _WORTH_A_MEGABYTE:
         chosen = chooser.choose(worth)
         needed = costs.key_bytes(chosen.parameters, chosen.keys)
@@ -178,7 +190,7 @@ def plan_network(
             f"the evaluation keys would take {needed / 1e6:.1f} MB, the budget is {budget / 1e6:.1f} MB; "
             "raise the budget or use a smaller network"
         )
-    return _planned(network, chosen, name, labels, preprocessing_digest)
+    return chosen
 
 
 def _planned(
@@ -251,7 +263,9 @@ def _sources(network: CollapsedNetwork, slots: int, kind: Slots, images: int) ->
         extent = grid.extent(network.input_shape)
         plain = grid.layout(network.input_shape, min(power_of_two_from(extent), slots), slots)
     plain = replace(plain, images=images)
-    if kind == "real" or images == 2 or (plain.ciphertexts == 1 and plain.positions.max() < plain.period // 2):
+    # A single slot has no upper half.
+    half = max(plain.period // 2, 1)
+    if kind == "real" or images == 2 or (plain.ciphertexts == 1 and plain.positions.max() < half):
         return [(plain, grid)]
     folded = plain.folded()
     return [(folded, grid), (plain, grid)] if folded.mixes else [(plain, grid)]
@@ -365,6 +379,11 @@ class _Chooser:
 
 def _prepare(choice: _Choice, level: int) -> LinearStep:
     copies, terms, moves = arrange(choice.form, choice.split)
+    if not all(any(giants) for giants in terms):
+        raise PlanError(
+            f"{choice.form.layer.describe()}: a whole ciphertext of its {choice.form.layer.outputs} outputs would "
+            "depend on no input; remove outputs that have only zero weights"
+        )
     diagonals = choice.form.diagonals()
     for number, move in enumerate(moves):
         diagonals[number] = np.roll(diagonals[number], move)

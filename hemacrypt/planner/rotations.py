@@ -81,11 +81,12 @@ def splits(form: MatrixForm, degree: int, level: int, *, quiet: bool = False) ->
         The input has the smallest scale of all, where a rotation's noise weighs most: with few diagonals rotate no
         input, only sums, whose scale is high.
     """
-    quiet = quiet and len(np.unique(form.offsets)) <= _QUIET_DIAGONALS
+    candidates = list(_candidates(form))
+    if quiet and len(np.unique(form.offsets)) <= _QUIET_DIAGONALS:
+        # Offsets far apart would take too many giant steps; they rotate the input after all.
+        candidates = [split for split in candidates if len(split.offsets) == 1] or candidates
     found: dict[int, tuple[float, Split]] = {}
-    for split in _candidates(form):
-        if quiet and len(split.offsets) > 1:
-            continue
+    for split in candidates:
         cost, keys = costs.VECTOR.milliseconds(split.count(form, level), degree), len(split.keys)
         if keys not in found or cost < found[keys][0]:
             found[keys] = (cost, split)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +14,7 @@ import tenseal.sealapi as seal
 from client_sdk._crypto import KeyHolder
 from hemacrypt import sealformat, sealio
 from hemacrypt.engines.seal import SealEngine, SealKeys
+from hemacrypt.engines.vector.engine import VectorEngine, VectorKeys
 from hemacrypt.evaluation_keys import EvaluationKeys
 from hemacrypt.network import CollapsedNetwork
 from hemacrypt.plan import Plan
@@ -30,16 +34,47 @@ class Setup:
     minor: int
 
     @classmethod
-    def of(cls, network: CollapsedNetwork) -> Setup:
-        """Plan a network, make an engine and a hospital's keys."""
-        plan = plan_network(network)
+    def of(cls, network: CollapsedNetwork, **options: Any) -> Setup:
+        """Plan a network with options of `plan_network`, make an engine and a hospital's keys."""
+        plan = plan_network(network, **options)
         engine, holder = SealEngine(plan), KeyHolder(plan.public)
         keys = holder.evaluation_keys()
         return cls(network, plan, engine, holder, keys, engine.load_keys(keys), sealio.seal_minor_version())
 
-    def predict(self, image: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Return the logits of one image by the encrypted path."""
-        return self.holder.decrypt(self.engine.evaluate(self.holder.encrypt(image), self.keys))
+    @cached_property
+    def vector(self) -> VectorEngine:
+        """The fast engine, one thread."""
+        return VectorEngine(self.plan)
+
+    @cached_property
+    def vector_keys(self) -> VectorKeys:
+        """The same keys in the fast engine's form."""
+        return self.vector.load_keys(self.evaluation_keys)
+
+    def images(self, seed: int) -> npt.NDArray[np.float64]:
+        """Return random images for one request, shape (images, channels, height, width)."""
+        return np.random.default_rng(seed).random((self.plan.public.images, *self.network.input_shape))
+
+    def predict(self, images: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Return the logits of the images of one request by the encrypted path, shape (images, logits)."""
+        return self.holder.decrypt(self.reply(images))
+
+    def reply(self, images: npt.ArrayLike) -> list[bytes]:
+        """Encrypt and evaluate the images of one request."""
+        return self.engine.evaluate(self.holder.encrypt(images), self.keys)
+
+    def slots(self, replies: Sequence[bytes]) -> npt.NDArray[np.complex128]:
+        """Decrypt a reply down to its slots, shape (ciphertexts, slots)."""
+        public = self.plan.public
+        context = sealio.make_context(public.parameters)
+        decryptor = seal.Decryptor(context, sealio.load(seal.SecretKey(), context, self.holder.secret_bytes()))
+        rows = []
+        for reply in replies:
+            checked = sealformat.check_ciphertext(reply, public.parameters, 0, public.output_scale, self.minor)
+            plain = seal.Plaintext()
+            decryptor.decrypt(sealio.load(seal.Ciphertext(), context, checked), plain)
+            rows.append(seal.CKKSEncoder(context).decode_complex(plain))
+        return np.array(rows)
 
     def checked(self, upload: bytes) -> bytes:
         """Return an upload as the stream that SEAL may load."""

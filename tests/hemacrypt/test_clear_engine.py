@@ -21,28 +21,35 @@ def images(count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
 def test_it_equals_the_cell_network(cell: Setup) -> None:
     engine = ClearEngine(cell.plan)
     batch = images(8)
-    got = np.array([engine.predict(image) for image in batch])
+    got = np.concatenate([engine.predict(image) for image in batch])
     np.testing.assert_allclose(got, cell.network(batch), rtol=0, atol=1e-9)
 
 
 def test_bytes_in_and_bytes_out_are_the_slots(cell: Setup) -> None:
     engine = ClearEngine(cell.plan)
     slots = cell.plan.public.input_layout.pack(images(3)[0])
-    reply = np.frombuffer(engine.evaluate(slots.astype("<f8").tobytes()), dtype="<f8")
-    np.testing.assert_array_equal(reply, engine.run(slots)[0])
+    replies = engine.evaluate([row.astype("<c16").tobytes() for row in slots])
+    np.testing.assert_array_equal([np.frombuffer(reply, dtype="<c16") for reply in replies], engine.run(slots)[0])
 
 
-@pytest.mark.parametrize("length", [0, 1, 8 * 4096 - 1, 8 * 4096 + 8])
+@pytest.mark.parametrize("length", [0, 1, 8 * 4096, 16 * 4096 - 1, 16 * 4096 + 16])
 def test_another_number_of_slots_is_refused(cell: Setup, length: int) -> None:
-    with pytest.raises(FormatError, match="4096 float64 values"):
-        ClearEngine(cell.plan).evaluate(bytes(length))
+    with pytest.raises(FormatError, match="4096 complex128 values"):
+        ClearEngine(cell.plan).evaluate([bytes(length)])
+
+
+@pytest.mark.parametrize("count", [0, 2, 100])
+def test_another_number_of_ciphertexts_is_refused(cell: Setup, count: int) -> None:
+    with pytest.raises(FormatError, match=f"ciphertexts: {count} came; the plan lays its input over 1"):
+        ClearEngine(cell.plan).evaluate([bytes(16 * 4096)] * count)
 
 
 def test_every_slot_of_the_cell_networks_reply_is_a_logit(cell: Setup) -> None:
     for image, logits in zip(images(4), cell.network(images(4)), strict=True):
-        slots = ClearEngine(cell.plan).run(cell.plan.public.input_layout.pack(image))[0]
+        (slots,) = ClearEngine(cell.plan).run(cell.plan.public.input_layout.pack(image))[0]
         assert np.abs(slots[:, None] - logits).min(axis=1).max() <= 1e-9
-        np.testing.assert_allclose(slots, np.tile(logits[cell.plan.public.output_layout.positions.argsort()], 2048))
+        expected = np.tile(logits[cell.plan.public.output_layout.positions.argsort()], 2048)
+        np.testing.assert_allclose(slots, expected, rtol=0, atol=1e-9)
 
 
 def test_magnitudes_follow_the_network_layer_by_layer(cell: Setup) -> None:
@@ -62,5 +69,5 @@ def test_engines_are_made_by_name(regression: Setup) -> None:
     assert set(ENCRYPTED_ENGINES) == {"seal", "vector"}
     engine: Engine[object] = encrypted_engine("seal", regression.plan)
     assert isinstance(engine, SealEngine)
-    with pytest.raises(PlanError, match="no engine is called 'clear'; choose one of seal"):
+    with pytest.raises(PlanError, match="no engine is called 'clear'; choose one of vector, seal"):
         encrypted_engine("clear", regression.plan)

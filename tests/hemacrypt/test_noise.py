@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import tenseal.sealapi as seal
 
-from hemacrypt import sealformat, sealio
+from hemacrypt import sealio
 from hemacrypt.engines import clear
 from hemacrypt.plan import LinearStep, Parameters, SquareStep
 from hemacrypt.planner import noise
@@ -18,6 +18,7 @@ from hemacrypt.sealio import SealObject
 from tests.hemacrypt.setups import Setup
 
 Slots = npt.NDArray[np.float64]
+Complex = npt.NDArray[np.complex128]
 SCALE = 2.0**36
 TRIALS = 3
 
@@ -37,7 +38,7 @@ class Bench:
     relinearisation: SealObject
     model: noise.NoiseModel
 
-    def encrypt(self, values: Slots, scale: float = SCALE) -> SealObject:
+    def encrypt(self, values: Slots | Complex, scale: float = SCALE) -> SealObject:
         plain = seal.Plaintext()
         self.encoder.encode(values.tolist(), scale, plain)
         return sealio.load(seal.Ciphertext(), self.context, sealio.dump(self.encryptor.encrypt_symmetric(plain)))
@@ -47,6 +48,16 @@ class Bench:
         self.decryptor.decrypt(ciphertext, plain)
         return np.array(self.encoder.decode_double(plain))
 
+    def decrypt_complex(self, ciphertext: SealObject) -> Complex:
+        plain = seal.Plaintext()
+        self.decryptor.decrypt(ciphertext, plain)
+        return np.array(self.encoder.decode_complex(plain))
+
+    def conjugate(self, ciphertext: SealObject) -> SealObject:
+        turned = seal.Ciphertext()
+        self.evaluator.apply_galois(ciphertext, CONJUGATION, self.galois, turned)
+        return turned
+
     def rotate(self, ciphertext: SealObject, step: int) -> SealObject:
         turned = seal.Ciphertext()
         self.evaluator.rotate_vector(ciphertext, step, self.galois, turned)
@@ -54,6 +65,7 @@ class Bench:
 
 
 STEPS = tuple(1 << power for power in range(12))
+CONJUGATION = 2 * 8192 - 1
 
 
 def make_bench() -> Bench:
@@ -61,7 +73,7 @@ def make_bench() -> Bench:
     context = sealio.make_context(parameters)
     generator = seal.KeyGenerator(context)
     galois, relinearisation = seal.GaloisKeys(), seal.RelinKeys()
-    generator.create_galois_keys([parameters.galois_element(step) for step in STEPS], galois)
+    generator.create_galois_keys([*(parameters.galois_element(step) for step in STEPS), CONJUGATION], galois)
     generator.create_relin_keys(relinearisation)
     secret = generator.secret_key()
     return Bench(
@@ -157,7 +169,7 @@ def test_slots_with_roots_near_one_have_far_more_key_switch_noise(bench: Bench) 
 
 
 def test_a_square_has_the_predicted_noise(bench: Bench) -> None:
-    step = SquareStep(5, SCALE, SCALE**2 / bench.parameters.data_primes[5])
+    step = SquareStep(5, 1, "plain", SCALE, SCALE**2 / bench.parameters.data_primes[5])
     errors, ratios = [], []
     for seed in range(TRIALS):
         content = values(seed)
@@ -168,8 +180,87 @@ def test_a_square_has_the_predicted_noise(bench: Bench) -> None:
         assert ciphertext.scale == pytest.approx(step.output_scale, rel=1e-12)
         errors.append(bench.decrypt(ciphertext) - content**2)
         fresh = np.full(4096, (bench.model.fresh + bench.model.encoding) / SCALE**2)
-        ratios.append(errors[-1] ** 2 / noise.square_error(bench.model, step, fresh, np.abs(content)))
+        ratios.append(errors[-1] ** 2 / noise.square_error(bench.model, step, fresh[None], np.abs(content)[None]))
     report("square, relinearised, rescaled", float(np.sqrt(np.mean(ratios))))
+
+
+def complex_values(seed: int) -> Complex:
+    return values(seed) + 1j * values(seed + 1000)
+
+
+def test_a_conjugation_has_the_noise_of_a_rotation_in_both_parts(bench: Bench) -> None:
+    real, imaginary = [], []
+    for seed in range(6):
+        # A key's errors are nearly constant in a slot, so that the keys should be several as well.
+        subject = bench if seed < 3 else make_bench()
+        content = complex_values(seed)
+        ciphertext = subject.encrypt(content)
+        error = subject.decrypt_complex(subject.conjugate(ciphertext)) - subject.decrypt_complex(ciphertext).conj()
+        real.append(error.real)
+        imaginary.append(error.imag)
+    predicted = bench.model.key_switch(5) / SCALE**2
+    report("conjugation, real parts", normalised_rms(real, predicted))
+    report("conjugation, imaginary parts", normalised_rms(imaginary, predicted))
+
+
+def test_parting_adds_half_the_noise_of_a_conjugation_to_either_part(bench: Bench) -> None:
+    """The value plus its conjugate is twice the real part: in the part's own units the key switch weighs half."""
+    errors = []
+    for seed in range(TRIALS):
+        content = complex_values(seed)
+        ciphertext, real, other = bench.encrypt(content), seal.Ciphertext(), seal.Ciphertext()
+        conjugated, before = bench.conjugate(ciphertext), bench.decrypt_complex(ciphertext)
+        bench.evaluator.add(ciphertext, conjugated, real)
+        bench.evaluator.sub(ciphertext, conjugated, other)
+        errors.append(bench.decrypt_complex(real).real / 2 - before.real)
+        errors.append(bench.decrypt_complex(other).imag / 2 - before.imag)
+    report("parting", normalised_rms(errors, bench.model.key_switch(5) / (2 * SCALE) ** 2))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("pair", "parted"), ("spread", "joined")])
+def test_a_square_of_complex_slots_has_the_predicted_noise(
+    name: str, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """The engine's square on ciphertexts that SEAL encrypted at its level; real and imaginary part alike."""
+    setup: Setup = request.getfixturevalue(name)
+    step, parameters = setup.plan.steps[1], setup.plan.parameters
+    assert isinstance(step, SquareStep)
+    assert step.kind == kind
+    model, context = noise.NoiseModel(parameters), sealio.make_context(parameters)
+    encoder, words = seal.CKKSEncoder(context), sealio.parms_id_words(parameters.parms_id(step.level))
+    encryptor = seal.Encryptor(context, sealio.load(seal.SecretKey(), context, setup.holder.secret_bytes()))
+    measured: list[Slots] = []
+    bounded: list[Slots] = []
+    for seed in range(2 * TRIALS):
+        content = np.stack([complex_values(10 * seed + number) for number in range(step.inputs)])
+        if kind == "joined":
+            content.imag = 0
+        values, plain = [], seal.Plaintext()
+        for row in content:
+            encoder.encode(row.tolist(), words, step.input_scale, plain)
+            written = sealio.dump(encryptor.encrypt_symmetric(plain))
+            values.append(sealio.load(seal.Ciphertext(), context, written))
+        error = decrypted(setup, setup.engine._square(step, values, setup.keys)) - clear.square(step, content)
+        fresh = np.full(content.shape, (model.fresh + model.encoding / 2) / step.input_scale**2)
+        predicted = noise.square_error(model, step, fresh, np.abs(content))
+        added = noise.square_error(model, step, np.zeros_like(fresh), np.zeros(content.shape))
+        if kind == "joined":
+            # Fresh errors are complex: either part takes those of both ciphertexts.
+            exact = [4 * (content.real**2 * fresh)[::2] + 8 * (content.real**2 * fresh)[1::2] + added] * 2
+        else:
+            # A conjugation's own error is complex; what was there before stays with its part.
+            switch = model.key_switch(step.level) / (2 * step.input_scale) ** 2
+            exact = [
+                4 * content.real**2 * (fresh + switch) + 8 * content.imag**2 * switch + added,
+                4 * content.real**2 * switch + 8 * content.imag**2 * (fresh + switch) + added,
+            ]
+        for part, variance in zip((error.real, error.imag), exact, strict=True):
+            measured.append(part**2 / variance)
+            # What is predicted holds whichever image is the larger one.
+            bounded.append(part**2 / predicted)
+    report(f"{kind} square, real parts", float(np.sqrt(np.mean(measured[::2]))))
+    report(f"{kind} square, imaginary parts", float(np.sqrt(np.mean(measured[1::2]))))
+    assert 0.4 < np.sqrt(np.mean(bounded)) < 1.2
 
 
 def test_a_rescale_has_the_predicted_noise(bench: Bench) -> None:
@@ -183,31 +274,51 @@ def test_a_rescale_has_the_predicted_noise(bench: Bench) -> None:
     report("rescale", normalised_rms(errors, bench.model.rescale / scale**2))
 
 
-def test_an_affine_map_has_the_predicted_noise(cell: Setup) -> None:
-    """The first layer of the cell network by the engine, slot by slot against the predicted variance."""
-    step, public, engine = cell.plan.steps[0], cell.plan.public, cell.engine
+def decrypted(setup: Setup, values: list[SealObject]) -> Complex:
+    """Return the slots of SEAL's ciphertexts, at whatever level they are, shape (ciphertexts, slots)."""
+    context = sealio.make_context(setup.plan.parameters)
+    decryptor = seal.Decryptor(context, sealio.load(seal.SecretKey(), context, setup.holder.secret_bytes()))
+    rows = []
+    for value in values:
+        plain = seal.Plaintext()
+        decryptor.decrypt(value, plain)
+        rows.append(seal.CKKSEncoder(context).decode_complex(plain))
+    return np.array(rows)
+
+
+def fresh_values(setup: Setup, images: npt.ArrayLike) -> tuple[list[SealObject], Complex, Slots]:
+    """Encrypt; return SEAL's ciphertexts, the slots in the clear and the predicted error variance of the latter."""
+    public, model = setup.plan.public, noise.NoiseModel(setup.plan.parameters)
+    context = sealio.make_context(public.parameters)
+    content = public.input_layout.pack(images)
+    uploads = [setup.checked(upload) for upload in setup.holder.encrypt(images)]
+    values = [sealio.load(seal.Ciphertext(), context, upload) for upload in uploads]
+    return values, content, np.full(content.shape, (model.fresh + model.encoding) / public.input_scale**2)
+
+
+@pytest.mark.parametrize("name", ["cell", "one_square", "pair", "spread", "large_image"])
+def test_an_affine_map_has_the_predicted_noise(name: str, request: pytest.FixtureRequest) -> None:
+    """The first layer by the engine, slot by slot against the predicted variance."""
+    setup: Setup = request.getfixturevalue(name)
+    step, public, engine = setup.plan.steps[0], setup.plan.public, setup.engine
     assert isinstance(step, LinearStep)
-    model = noise.NoiseModel(cell.plan.parameters)
-    context = sealio.make_context(cell.plan.parameters)
-    decryptor = seal.Decryptor(context, sealio.load(seal.SecretKey(), context, cell.holder.secret_bytes()))
-    fresh = np.full(4096, (model.fresh + model.encoding) / public.input_scale**2)
+    model = noise.NoiseModel(setup.plan.parameters)
     ratios = []
     for seed in range(TRIALS):
-        image = np.random.default_rng(seed).random((3, 32, 32))
-        content, plain = public.input_layout.pack(image), seal.Plaintext()
-        value = sealio.load(seal.Ciphertext(), context, cell.checked(cell.holder.encrypt(image)))
-        decryptor.decrypt(engine._linear(step, engine._encoded[0], value, cell.keys), plain)
-        error = np.array(seal.CKKSEncoder(context).decode_double(plain)) - clear.linear(step, content)
+        images = np.random.default_rng(seed).random((public.images, *setup.network.input_shape))
+        values, content, fresh = fresh_values(setup, images)
+        found = decrypted(setup, engine._linear(step, engine._encoded[0], values, setup.keys))
+        error = found - clear.linear(step, content)
         predicted = noise.linear_error(model, step, fresh, np.abs(content)) + noise.rescale_error(model, step)
-        ratios.append(error**2 / predicted)
-    report("convolution of the cell network", float(np.sqrt(np.mean(ratios))))
+        ratios.append(error.real**2 / predicted)
+    report(f"first layer of {name}", float(np.sqrt(np.mean(ratios))))
 
 
 def test_the_predicted_bound_is_no_idle_promise(cell: Setup) -> None:
     """Errors of whole evaluations: below the bound, yet not so far that the bound says nothing."""
     rng = np.random.default_rng(8)
     images = rng.random((4, 3, 32, 32))
-    errors = np.array([cell.predict(image) for image in images]) - cell.network(images)
+    errors = np.concatenate([cell.predict(image) for image in images]) - cell.network(images)
     ratio = float(np.abs(errors).max() / cell.plan.public.logit_error_bound)
     print(f"largest logit error over bound: {ratio:.4f}")
     assert 1 / 100 < ratio < 1
@@ -222,17 +333,12 @@ def test_copies_of_a_logit_may_differ_as_far_as_rounding_takes_them(name: str, r
     setup: Setup = request.getfixturevalue(name)
     rounding = np.sqrt(noise.NoiseModel(setup.plan.parameters).rescale) / setup.plan.public.output_scale
     assert setup.plan.public.copy_tolerance >= 18 * rounding
-    public, engine, holder = setup.plan.public, setup.engine, setup.holder
-    context = sealio.make_context(public.parameters)
-    decryptor = seal.Decryptor(context, sealio.load(seal.SecretKey(), context, holder.secret_bytes()))
+    layout = setup.plan.public.output_layout
     fourth, second = [], []
+    used = layout.pack(np.ones(setup.network.outputs)) != 0
     for _ in range(3):
-        reply, plain = engine.evaluate(holder.encrypt(np.full(setup.network.inputs, 0.5)), setup.keys), seal.Plaintext()
-        checked = sealformat.check_ciphertext(reply, public.parameters, 0, public.output_scale, setup.minor)
-        decryptor.decrypt(sealio.load(seal.Ciphertext(), context, checked), plain)
-        slots = np.array(seal.CKKSEncoder(context).decode_double(plain))
-        used = public.output_layout.pack(np.ones(setup.network.outputs)) > 0
-        error = (slots - public.output_layout.pack(public.output_layout.unpack(slots)))[used]
+        slots = setup.slots(setup.reply(np.full(setup.network.inputs, 0.5))).real
+        error = (slots - layout.pack(layout.unpack(slots)).real)[used]
         fourth.append(np.mean(error**4))
         second.append(np.mean(error**2))
     print(f"rounding: measured / predicted {np.sqrt(np.mean(second)) / rounding:.3f}")

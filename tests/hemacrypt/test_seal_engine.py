@@ -12,18 +12,19 @@ import tenseal.sealapi as seal
 from client_sdk._crypto import KeyHolder
 from hemacrypt import sealformat, sealio
 from hemacrypt.engines.clear import ClearEngine
-from hemacrypt.errors import FormatError, HemacryptError
+from hemacrypt.errors import FormatError, HemacryptError, PlanError
 from hemacrypt.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.planner import KEY_BUDGET
 from hemacrypt.planner.noise import NoiseModel
 from tests.hemacrypt.setups import Setup
 
 RANDOM = np.random.default_rng(40).random((2, 3, 32, 32))
 
 
-def check(setup: Setup, image: npt.ArrayLike) -> float:
+def check(setup: Setup, images: npt.ArrayLike) -> float:
     """Compare an encrypted evaluation with the clear engine; return error over bound."""
-    expected = ClearEngine(setup.plan).predict(image)
-    error = float(np.abs(setup.predict(image) - expected).max())
+    expected = ClearEngine(setup.plan).predict(images)
+    error = float(np.abs(setup.predict(images) - expected).max())
     assert error <= setup.plan.public.logit_error_bound
     return error / setup.plan.public.logit_error_bound
 
@@ -73,7 +74,7 @@ def test_small_networks_are_within_the_predicted_bound(name: str) -> None:
     ratios += [check(setup, np.full(network.input_shape, value)) for value in (0.0, 1.0)]
     print(f"error / bound: {max(ratios):.4f}")
     np.testing.assert_allclose(
-        ClearEngine(setup.plan).predict(np.ones(network.input_shape)), network(np.ones(network.inputs))[0], atol=1e-9
+        ClearEngine(setup.plan).predict(np.ones(network.input_shape)), network(np.ones(network.inputs)), atol=1e-9
     )
 
 
@@ -88,42 +89,55 @@ def test_the_bound_holds_where_every_logit_lies_in_one_slot_only() -> None:
 
 
 def test_sizes_on_the_wire_stay_within_their_bars(cell: Setup) -> None:
-    ciphertext = cell.holder.encrypt(RANDOM[0])
-    reply = cell.engine.evaluate(ciphertext, cell.keys)
+    (ciphertext,) = cell.holder.encrypt(RANDOM[0])
+    (reply,) = cell.engine.evaluate([ciphertext], cell.keys)
     assert len(ciphertext) <= 245_000
     assert len(reply) <= 80_000
-    assert len(cell.evaluation_keys.to_bytes()) <= 40_000_000
+    assert len(cell.evaluation_keys.to_bytes()) <= KEY_BUDGET
     assert len(ciphertext) <= sealformat.largest_ciphertext(cell.plan.parameters)
 
 
 def test_the_reply_is_at_the_lowest_level_and_the_planned_scale(cell: Setup) -> None:
-    reply = cell.engine.evaluate(cell.holder.encrypt(RANDOM[0]), cell.keys)
+    (reply,) = cell.reply(RANDOM[0])
     public = cell.plan.public
     checked = sealformat.check_ciphertext(reply, public.parameters, 0, public.output_scale, cell.minor)
     loaded = sealio.load(seal.Ciphertext(), sealio.make_context(public.parameters), checked)
     assert (loaded.size(), loaded.coeff_modulus_size(), loaded.scale) == (2, 1, public.output_scale)
 
 
+def deviation_of_a_slot(setup: Setup) -> float:
+    """Return the standard deviation of the last rescale's rounding, which dominates in a single slot."""
+    public = setup.plan.public
+    return float(np.sqrt(NoiseModel(public.parameters).rescale) / public.output_scale)
+
+
 def test_every_slot_of_a_decrypted_reply_is_a_logit(cell: Setup) -> None:
-    reply = cell.engine.evaluate(cell.holder.encrypt(RANDOM[0]), cell.keys)
-    public = cell.plan.public
-    context = sealio.make_context(public.parameters)
-    secret = sealio.load(seal.SecretKey(), context, cell.holder.secret_bytes())
-    checked = sealformat.check_ciphertext(reply, public.parameters, 0, public.output_scale, cell.minor)
-    plain = seal.Plaintext()
-    seal.Decryptor(context, secret).decrypt(sealio.load(seal.Ciphertext(), context, checked), plain)
-    slots = np.array(seal.CKKSEncoder(context).decode_double(plain))
-    logits = public.output_layout.pack(cell.network(RANDOM[:1])[0])
+    slots = cell.slots(cell.reply(RANDOM[0]))
+    expected = cell.plan.public.output_layout.pack(cell.network(RANDOM[:1]))
     # A single slot has more rounding noise than the mean over all copies, with tails far beyond a Gaussian's; partial
     # sums would be off by orders more.
-    assert np.abs(slots - logits).max() < 25 * np.sqrt(NoiseModel(public.parameters).rescale) / public.output_scale
+    assert np.abs(slots - expected).max() < 25 * np.sqrt(2) * deviation_of_a_slot(cell)
+
+
+def test_every_slot_of_a_pairs_reply_holds_one_logit_of_each_image(pair: Setup) -> None:
+    images = np.random.default_rng(43).random((2, 1, 4, 4))
+    slots, layout = pair.slots(pair.reply(images)), pair.plan.public.output_layout
+    expected = layout.pack(pair.network(images))
+    assert (layout.images, layout.factor) == (2, pytest.approx(np.sqrt(2)))
+    assert np.abs(slots - expected).max() < 25 * np.sqrt(2) * deviation_of_a_slot(pair) + 2 * (
+        pair.plan.public.logit_error_bound
+    )
+    empty = np.ones(layout.period, dtype=bool)
+    empty[layout.positions] = False
+    assert empty.any()
+    assert not expected[:, np.tile(empty, layout.copies)].any()
 
 
 def test_a_full_ciphertext_gives_the_same_logits_as_a_seeded_one(cell: Setup) -> None:
-    seeded = cell.holder.encrypt(RANDOM[0])
+    (seeded,) = cell.holder.encrypt(RANDOM[0])
     full = cell.full(seeded)
     assert len(full) > 1.9 * len(seeded)
-    one, other = (cell.holder.decrypt(cell.engine.evaluate(content, cell.keys)) for content in (seeded, full))
+    one, other = (cell.holder.decrypt(cell.engine.evaluate([content], cell.keys)) for content in (seeded, full))
     np.testing.assert_array_equal(one, other)
 
 
@@ -145,19 +159,19 @@ def test_two_hospitals_share_an_engine_without_meeting(one_square: Setup) -> Non
     other = KeyHolder(one_square.plan.public)
     others_keys = one_square.engine.load_keys(other.evaluation_keys())
     image = np.linspace(0, 1, 16)
-    expected = one_square.network(image)[0]
+    expected = one_square.network(image)
     bound = one_square.plan.public.logit_error_bound
     reply = one_square.engine.evaluate(other.encrypt(image), others_keys)
     assert np.abs(other.decrypt(reply) - expected).max() <= bound
     assert np.abs(one_square.predict(image) - expected).max() <= bound
 
 
-def refused_or_garbled(holder: KeyHolder, reply: bytes, setup: Setup, image: npt.NDArray[np.float64]) -> bool:
+def refused_or_garbled(holder: KeyHolder, reply: list[bytes], setup: Setup, images: npt.NDArray[np.float64]) -> bool:
     try:
         logits = holder.decrypt(reply)
     except FormatError:
         return True
-    return bool(np.abs(logits - setup.network(image)[0]).max() > 100 * setup.plan.public.logit_error_bound)
+    return bool(np.abs(logits - setup.network(images)).max() > 100 * setup.plan.public.logit_error_bound)
 
 
 def test_a_reply_to_one_key_is_no_answer_under_another(cell: Setup) -> None:
@@ -206,7 +220,24 @@ def test_an_upload_at_a_lower_level_is_refused(one_square: Setup, level: int) ->
     seal.CKKSEncoder(context).encode([0.5] * 4096, words, 2.0**20, plain)
     lower = sealio.dump(seal.Encryptor(context, secret).encrypt_symmetric(plain))
     with pytest.raises(FormatError, match=rf"it belongs to level {level}"):
-        one_square.engine.evaluate(lower, one_square.keys)
+        one_square.engine.evaluate([lower], one_square.keys)
+
+
+@pytest.mark.parametrize("name", ["regression", "pair", "spread", "large_image"])
+def test_more_or_fewer_ciphertexts_than_planned_are_refused(name: str, request: pytest.FixtureRequest) -> None:
+    setup: Setup = request.getfixturevalue(name)
+    public = setup.plan.public
+    uploads = setup.holder.encrypt(np.full((public.images, *setup.network.input_shape), 0.5))
+    expected = public.input_layout.ciphertexts
+    assert len(uploads) == expected
+    for wrong in ([], uploads[1:], [*uploads, uploads[0]], uploads * 2):
+        with pytest.raises(FormatError, match=f"{len(wrong)} came; the plan lays its input over {expected}"):
+            setup.engine.evaluate(wrong, setup.keys)
+    replies = setup.engine.evaluate(uploads, setup.keys)
+    assert len(replies) == public.output_layout.ciphertexts
+    for wrong in ([], replies * 2):
+        with pytest.raises(FormatError, match=f"{len(wrong)} ciphertexts; expected {len(replies)}"):
+            setup.holder.decrypt(wrong)
 
 
 def test_an_upload_for_another_plan_is_refused(one_square: Setup, regression: Setup, cell: Setup) -> None:
@@ -219,7 +250,7 @@ def test_an_upload_for_another_plan_is_refused(one_square: Setup, regression: Se
 @pytest.mark.parametrize("content", [b"", b"\0" * 16, b"hello" * 1000])
 def test_bytes_that_are_no_ciphertext_are_refused(regression: Setup, content: bytes) -> None:
     with pytest.raises(FormatError):
-        regression.engine.evaluate(content, regression.keys)
+        regression.engine.evaluate([content], regression.keys)
     check(regression, np.ones(16))
 
 
@@ -240,6 +271,15 @@ def test_weights_too_small_to_encode_do_not_stop_the_evaluation(
 ) -> None:
     setup = Setup.of(make(tiny))
     check(setup, np.full(setup.network.input_shape, 0.5))
+
+
+def test_a_ciphertext_of_weights_too_small_to_encode_is_refused() -> None:
+    """SEAL computes with no ciphertext that encrypts nothing; what can be planned must not fail later."""
+    weight = _normal(51, 5000, 4)
+    weight[4096:] *= 1e-13
+    network = _network((1, 2, 2), Dense(weight, np.ones(5000)), Dense(np.ones((1, 5000)) / 5000, np.zeros(1)))
+    with pytest.raises(PlanError, match="dense 4→5000: all weights are so small that they round to zero"):
+        Setup.of(network)
 
 
 def test_biases_far_larger_than_the_logits_are_evaluated() -> None:

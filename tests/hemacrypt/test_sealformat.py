@@ -34,7 +34,7 @@ class Uploads:
         self.setup = setup
         self.parameters: Parameters = setup.plan.parameters
         self.scale = setup.plan.public.input_scale
-        self.seeded = setup.holder.encrypt(np.linspace(0, 1, 16))
+        (self.seeded,) = setup.holder.encrypt(np.linspace(0, 1, 16))
         self.full = setup.full(self.seeded)
         self.context = sealio.make_context(self.parameters)
         self.polynomial = self.parameters.degree * len(self.parameters.data_primes)
@@ -45,11 +45,11 @@ class Uploads:
     def load(self, data: bytes) -> sealio.SealObject:
         return sealio.load(seal.Ciphertext(), self.context, self.check(data))
 
-    def decrypt(self, ciphertext: sealio.SealObject) -> npt.NDArray[np.float64]:
+    def decrypt(self, ciphertext: sealio.SealObject) -> npt.NDArray[np.complex128]:
         plain = seal.Plaintext()
         secret = sealio.load(seal.SecretKey(), self.context, self.setup.holder.secret_bytes())
         seal.Decryptor(self.context, secret).decrypt(ciphertext, plain)
-        return np.array(seal.CKKSEncoder(self.context).decode_double(plain))
+        return np.array(seal.CKKSEncoder(self.context).decode_complex(plain))
 
     def body(self, *, seeded: bool = True) -> bytearray:
         return bytearray(sealformat.unwrap(self.seeded if seeded else self.full, 1 << 24, "test"))
@@ -83,7 +83,7 @@ def test_a_valid_ciphertext_reaches_seal_unchanged(uploads: Uploads, seeded: boo
     assert len(checked) == HEADER + sealformat.ciphertext_bytes(uploads.parameters, 1, seeded=seeded)
     direct = sealio.load(seal.Ciphertext(), uploads.context, original)
     np.testing.assert_array_equal(uploads.decrypt(uploads.load(stream)), uploads.decrypt(direct))
-    expected = uploads.setup.plan.public.input_layout.pack(np.linspace(0, 1, 16))
+    (expected,) = uploads.setup.plan.public.input_layout.pack(np.linspace(0, 1, 16))
     np.testing.assert_allclose(uploads.decrypt(direct), expected, atol=1e-3)
 
 
@@ -177,7 +177,7 @@ def test_a_compression_bomb_is_refused_without_room_for_it(
 ) -> None:
     stream = wrapped(bombs[kind], uploads.setup.minor, ZSTD)
     assert len(stream) < 200_000
-    parameters, steps = uploads.parameters, uploads.setup.plan.public.rotation_steps
+    parameters, elements = uploads.parameters, planned_elements(uploads.setup)
     checks: dict[str, Callable[[bytes], bytes]] = {
         "ciphertext": uploads.check,
         "Galois keys": lambda data: check_galois(uploads.setup, data),
@@ -190,7 +190,7 @@ def test_a_compression_bomb_is_refused_without_room_for_it(
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    allowed = sealformat.key_set_bytes(parameters, len(steps), parameters.degree)
+    allowed = sealformat.key_set_bytes(parameters, len(elements), parameters.degree)
     assert peak < 2 * allowed + (1 << 20) < 1 << 27
     # Memory that Python does not trace: the decompressor's window among it, in KiB.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident < 1 << 18
@@ -256,7 +256,7 @@ def test_another_level_is_refused_by_name(uploads: Uploads, level: int | None) -
 
 def test_other_parameters_are_refused(uploads: Uploads, one_square: Setup) -> None:
     parameters = one_square.plan.parameters
-    foreign = one_square.holder.encrypt(np.ones(16))
+    (foreign,) = one_square.holder.encrypt(np.ones(16))
     with pytest.raises(FormatError):
         uploads.check(foreign)
     with pytest.raises(FormatError, match="level: it belongs to other parameters"):
@@ -349,21 +349,31 @@ def test_random_bytes_are_refused(uploads: Uploads, content: bytes, honest: bool
     with pytest.raises(FormatError):
         sealformat.check_relinearisation_key(data, uploads.parameters, uploads.setup.minor)
     with pytest.raises(FormatError):
-        sealformat.check_galois_keys(data, uploads.parameters, (1,), uploads.setup.minor)
+        sealformat.check_galois_keys(data, uploads.parameters, (3,), uploads.setup.minor)
 
 
 # Keys -----------------------------------------------------------------------------------------------------------------
 
 
-def galois(setup: Setup, steps: tuple[int, ...]) -> bytes:
+def planned_elements(setup: Setup) -> tuple[int, ...]:
+    """Return the Galois elements of the logistic regression's only level, the top one."""
+    (group,) = setup.plan.public.keys
+    assert group.level == setup.plan.parameters.top_level
+    return group.elements
+
+
+def galois_keys(setup: Setup) -> bytes:
+    return setup.evaluation_keys.levels[0].galois
+
+
+def galois(setup: Setup, elements: tuple[int, ...]) -> bytes:
     context = sealio.make_context(setup.plan.parameters)
     secret = sealio.load(seal.SecretKey(), context, setup.holder.secret_bytes())
-    elements = [setup.plan.parameters.galois_element(step) for step in steps]
-    return sealio.dump(seal.KeyGenerator(context, secret).create_galois_keys(elements))
+    return sealio.dump(seal.KeyGenerator(context, secret).create_galois_keys(list(elements)))
 
 
 def check_galois(setup: Setup, data: bytes) -> bytes:
-    return sealformat.check_galois_keys(data, setup.plan.parameters, setup.plan.public.rotation_steps, setup.minor)
+    return sealformat.check_galois_keys(data, setup.plan.parameters, planned_elements(setup), setup.minor)
 
 
 def plain_body(data: bytes) -> bytearray:
@@ -372,45 +382,52 @@ def plain_body(data: bytes) -> bytearray:
 
 @pytest.fixture(scope="module")
 def galois_body(regression: Setup) -> bytearray:
-    return plain_body(regression.evaluation_keys.galois)
+    return plain_body(galois_keys(regression))
 
 
 def test_valid_galois_keys_reach_seal_unchanged(regression: Setup, galois_body: bytearray) -> None:
-    checked = check_galois(regression, regression.evaluation_keys.galois)
+    checked = check_galois(regression, galois_keys(regression))
     assert checked == check_galois(regression, wrapped(bytes(galois_body), regression.minor))
     assert checked[HEADER:] == galois_body
     context = sealio.make_context(regression.plan.parameters)
     loaded = sealio.load(seal.GaloisKeys(), context, checked)
-    for step in regression.plan.public.rotation_steps:
-        assert loaded.has_key(regression.plan.parameters.galois_element(step))
+    for element in planned_elements(regression):
+        assert loaded.has_key(element)
 
 
 def test_every_set_of_rotations_but_the_planned_one_is_refused(regression: Setup) -> None:
-    steps = regression.plan.public.rotation_steps
-    assert len(steps) > 1
-    assert 3 not in steps
-    check_galois(regression, galois(regression, steps[::-1]))
-    for wrong in (steps[1:], steps[:-1], (*steps, 3), (*steps[1:], 3)):
+    elements, conjugation = planned_elements(regression), 2 * regression.plan.parameters.degree - 1
+    other = regression.plan.parameters.galois_element(3)
+    assert len(elements) > 2
+    assert conjugation in elements
+    assert other not in elements
+    check_galois(regression, galois(regression, elements[::-1]))
+    for wrong in (elements[1:], elements[:-1], (*elements, other), (*elements[1:], other)):
         with pytest.raises(FormatError, match="Galois keys"):
             check_galois(regression, galois(regression, wrong))
 
 
 def test_keys_for_other_parameters_are_refused(regression: Setup, one_square: Setup) -> None:
     with pytest.raises(FormatError):
-        check_galois(regression, one_square.evaluation_keys.galois)
+        check_galois(regression, one_square.evaluation_keys.levels[0].galois)
+    group, parameters = one_square.plan.public.keys[0], one_square.plan.parameters
     with pytest.raises(FormatError, match="other parameters"):
-        check_galois(one_square, regression.evaluation_keys.galois)
+        sealformat.check_galois_keys(galois_keys(regression), parameters, group.elements, one_square.minor)
 
 
 def test_keys_in_the_place_of_others_are_refused(one_square: Setup) -> None:
-    keys, parameters = one_square.evaluation_keys, one_square.plan.parameters
-    with pytest.raises(FormatError, match="Galois keys"):
-        check_galois(one_square, keys.relinearisation)
-    with pytest.raises(FormatError, match="relinearisation key"):
-        sealformat.check_relinearisation_key(keys.galois, parameters, one_square.minor)
-    with pytest.raises(FormatError):
-        check_galois(one_square, one_square.holder.encrypt(np.ones(16)))
-    assert sealformat.check_relinearisation_key(keys.relinearisation, parameters, one_square.minor)
+    rotating, relinearising, _ = one_square.plan.public.keys
+    minor, keys = one_square.minor, one_square.evaluation_keys.levels
+    (upload,) = one_square.holder.encrypt(np.ones(16))
+    for group in (rotating, relinearising):
+        parameters = one_square.plan.parameters.truncated(group.level)
+        with pytest.raises(FormatError, match="Galois keys"):
+            sealformat.check_galois_keys(keys[1].relinearisation, parameters, rotating.elements, minor)
+        with pytest.raises(FormatError, match="relinearisation key"):
+            sealformat.check_relinearisation_key(keys[0].galois, parameters, minor)
+        with pytest.raises(FormatError):
+            sealformat.check_galois_keys(upload, parameters, rotating.elements, minor)
+    assert sealformat.check_relinearisation_key(keys[1].relinearisation, parameters, minor)
 
 
 def test_the_secret_key_is_taken_for_no_evaluation_key(regression: Setup) -> None:
@@ -420,7 +437,7 @@ def test_the_secret_key_is_taken_for_no_evaluation_key(regression: Setup) -> Non
     with pytest.raises(FormatError):
         sealformat.check_relinearisation_key(secret, regression.plan.parameters, regression.minor)
     with pytest.raises(FormatError):
-        regression.engine.evaluate(secret, regression.keys)
+        regression.engine.evaluate([secret], regression.keys)
 
 
 def test_truncated_and_extended_keys_are_refused(regression: Setup, galois_body: bytearray) -> None:
@@ -433,12 +450,12 @@ def test_truncated_and_extended_keys_are_refused(regression: Setup, galois_body:
     with pytest.raises(FormatError, match="no SEAL object"):
         check_galois(regression, b"")
     with pytest.raises(FormatError, match="promises"):
-        check_galois(regression, regression.evaluation_keys.galois[:-1])
+        check_galois(regression, galois_keys(regression)[:-1])
 
 
 def _first_key(setup: Setup) -> int:
     """Return the offset of the first key's header in the body of Galois keys."""
-    row = min((setup.plan.parameters.galois_element(step) - 1) // 2 for step in setup.plan.public.rotation_steps)
+    row = min((element - 1) // 2 for element in planned_elements(setup))
     return 40 + 8 * (row + 1)
 
 

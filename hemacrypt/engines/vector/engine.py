@@ -38,24 +38,33 @@ _SEAL_MINOR = 3
 Numbers = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
 class _Switches:
-    """Keys of one level.
+    """Keys of one level; those that are used together are laid out together, once.
 
-    Attributes
+    Parameters
     ----------
     keys:
-        In Montgomery form, Galois keys moved against their rotations, components interleaved; shape
-        (keys, k + 1, N / 64, k, 2, 64).
+        For each Galois element its key in Montgomery form, moved against the rotation; shape (k, 2, k + 1, N). That of
+        element 1 is the relinearisation key.
     orders:
-        Automorphism of each key, shape (keys, N).
-    index:
-        Number of the key for each Galois element; that of 1 is the relinearisation key.
+        For each Galois element its automorphism, shape (N,).
     """
 
-    keys: Words
-    orders: npt.NDArray[np.int32]
-    index: dict[int, int]
+    def __init__(self, keys: dict[int, Words], orders: dict[int, npt.NDArray[np.int32]]) -> None:
+        self._keys, self._orders = keys, orders
+        self._laid: dict[tuple[int, ...], tuple[Words, npt.NDArray[np.int32]]] = {}
+        self._lock = threading.Lock()
+
+    def together(self, elements: tuple[int, ...]) -> tuple[Words, npt.NDArray[np.int32]]:
+        """Return keys and automorphisms of some elements, as kernels take them."""
+        with self._lock:
+            if elements not in self._laid:
+                degree = len(next(iter(self._orders.values())))
+                orders = np.array([self._orders[element] for element in elements], np.int32).reshape(-1, degree)
+                shape = next(iter(self._keys.values())).shape
+                keys = np.array([self._keys[element] for element in elements], np.uint32).reshape(-1, *shape)
+                self._laid[elements] = (kernels.arranged(keys, orders), orders)
+            return self._laid[elements]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,16 +80,19 @@ class _Rotations:
 
     Attributes
     ----------
+    ready:
+        Copies that are there before the sums begin: inputs, then those that others are rotated from; shape (ready,).
     opened:
-        Copies that are decomposed, in order: the first ones are inputs, each other one is made from an earlier one.
+        Places among them of those that are decomposed, in order.
     origins:
-        For each of them the decomposition and the Galois element that it is made with; (0, 1) for inputs.
+        For each of these the decomposition and the Galois element that it is made with; (0, 1) for inputs.
     elements:
-        Galois elements that make the copies that are not decomposed.
+        Galois elements that make all other copies.
     starts, openings, parents, targets:
-        What each of them makes, as `kernels.rotate_shared` takes it.
+        What each of them makes, as `kernels.rotate_and_sum` takes it.
     """
 
+    ready: Numbers
     opened: tuple[int, ...]
     origins: tuple[tuple[int, int], ...]
     elements: tuple[int, ...]
@@ -93,19 +105,28 @@ class _Rotations:
     def of(cls, step: LinearStep, parameters: Parameters) -> _Rotations:
         """Sort the rotations of a step by the keys that they share."""
         opened = sorted({copy.parent for copy in step.copies[step.inputs :]})
-        number = {copy: index for index, copy in enumerate(opened)}
-        origins: list[tuple[int, int]] = []
+        ready = [*range(step.inputs), *(copy for copy in opened if copy >= step.inputs)]
+        place, number = {copy: at for at, copy in enumerate(ready)}, {copy: at for at, copy in enumerate(opened)}
+        origins = [(0, 1)] * len(opened)
         shared: dict[int, list[tuple[int, int, int]]] = {}
-        for index, copy in enumerate(step.copies):
-            made = (number[copy.parent], parameters.galois_element(copy.step)) if index >= step.inputs else (0, 1)
+        for index, copy in enumerate(step.copies[step.inputs :], start=step.inputs):
+            origin, element = number[copy.parent], parameters.galois_element(copy.step)
             if index in number:
-                origins.append(made)
-            elif index >= step.inputs:
-                shared.setdefault(made[1], []).append((made[0], copy.parent, index))
+                origins[number[index]] = (origin, element)
+            else:
+                shared.setdefault(element, []).append((origin, place[copy.parent], index))
         rotations = [rotation for each in shared.values() for rotation in each]
         columns = np.array(rotations, dtype=np.int64).reshape(-1, 3).T.copy()
-        starts = np.cumsum([0, *(len(each) for each in shared.values())], dtype=np.int64)
-        return cls(tuple(opened), tuple(origins), tuple(shared), starts, *columns)
+        return cls(
+            ready=np.array(ready, dtype=np.int64),
+            opened=tuple(place[copy] for copy in opened),
+            origins=tuple(origins),
+            elements=tuple(shared),
+            starts=np.cumsum([0, *(len(each) for each in shared.values())], dtype=np.int64),
+            openings=columns[0],
+            parents=columns[1],
+            targets=columns[2],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +139,8 @@ class _Encoded:
         Montgomery form over QP, interleaved in order of use, shape (k + 1, N / 64, diagonals, 64).
     biases:
         Shape (outputs, k - 1, N).
-    starts, which, numbers:
-        Terms of the inner sums of all outputs, as `kernels.multiply_sums` takes them.
+    starts, which:
+        Terms of the inner sums of all outputs, as `kernels.rotate_and_sum` takes them.
     rotations:
         How the copies are made.
     giant:
@@ -132,7 +153,6 @@ class _Encoded:
     biases: Words
     starts: Numbers
     which: Numbers
-    numbers: Numbers
     rotations: _Rotations
     giant: int
     turns: tuple[tuple[int, ...], ...]
@@ -212,12 +232,10 @@ class VectorEngine(Engine[VectorKeys]):
             ring = self._rings.get(group.level) or Ring(parameters.truncated(group.level))
             primes = (*parameters.data_primes[: group.level + 1], parameters.special_prime)
             blank = np.zeros((1, len(primes), parameters.degree), dtype=np.uint64)
-            component = expand(ring, sealformat.Residues(blank, bytes(64)))
-            key = kernels.interleaved(np.stack([component] * (group.level + 1)).reshape(-1, *component.shape[1:]))
-            key = key.reshape(1, *key.shape[:2], group.level + 1, 2, kernels.TILE)
+            component = sealformat.Residues(blank, bytes(64))
+            key, order = switching_key(ring, [component] * (group.level + 1)), ring.automorphism(1)
             elements = (*([1] if group.relinearise else []), *group.elements)
-            order = np.stack([ring.automorphism(1)])
-            levels[group.level] = _Switches(key, order, dict.fromkeys(elements, 0))
+            levels[group.level] = _Switches(dict.fromkeys(elements, key), dict.fromkeys(elements, order))
         shape = (public.input_layout.ciphertexts, 2, parameters.top_level + 1, parameters.degree)
         with self._running() as run:
             run.evaluate(np.zeros(shape, dtype=np.uint32), VectorKeys(levels))
@@ -252,7 +270,6 @@ class VectorEngine(Engine[VectorKeys]):
             biases=np.stack([ring.encode(bias, step.output_scale, step.level) for bias in step.bias]),
             starts=np.cumsum([0, *counts], dtype=np.int64),
             which=np.array([term.copy for term in terms], dtype=np.int64),
-            numbers=np.arange(len(terms)),
             rotations=_Rotations.of(step, parameters),
             giant=parameters.galois_element(step.giant_step),
             turns=tuple(tuple(parameters.galois_element(*turn) for turn in group) for group in step.turns),
@@ -283,17 +300,14 @@ class VectorEngine(Engine[VectorKeys]):
 
 
 def _switches(ring: Ring, found: dict[int, list[sealformat.Residues]]) -> _Switches:
-    """Expand keys, given by their Galois elements, and lay them out in the order in which they are read."""
-    orders = np.stack([ring.automorphism(element) for element in found])
-    index = {element: number for number, element in enumerate(found)}
-    keys: list[Words] = []
-    for order, element in zip(orders, list(found), strict=True):
+    """Expand keys, given by their Galois elements."""
+    orders = {element: ring.automorphism(element) for element in found}
+    keys: dict[int, Words] = {}
+    for element, order in orders.items():
         key = switching_key(ring, found.pop(element))
-        moved = np.empty_like(key)
-        moved[..., order] = key
-        laid = kernels.interleaved(moved.reshape(-1, *moved.shape[2:]))
-        keys.append(laid.reshape(*laid.shape[:2], *moved.shape[:2], kernels.TILE))
-    return _Switches(np.stack(keys), orders, index)
+        keys[element] = np.empty_like(key)
+        keys[element][..., order] = key
+    return _Switches(keys, orders)
 
 
 class _Memory:
@@ -328,24 +342,24 @@ class _Run:
 
     def _reserve(self, step: Step) -> None:
         memory, primes, degree = self._memory, step.level + 1, self._degree
-        memory.reserve("digits", primes, primes + 1, degree)
+        memory.reserve("digits", primes, primes + 1, degree + kernels.PADDING)
         memory.reserve("coefficients", primes, degree)
         memory.reserve("second", primes, degree)
         memory.reserve("scratch", primes + 1, degree)
+        memory.reserve("nothing", 2, primes + 1, degree)
         for side in ("even", "odd"):
             memory.reserve(side, 2, primes + 1, degree)
             memory.reserve(f"values {side}", step.inputs, 2, primes, degree)
             memory.reserve(f"values {side}", step.outputs, 2, primes - 1, degree)
         if isinstance(step, LinearStep):
             opened = {copy.parent for copy in step.copies[step.inputs :]}
-            memory.reserve("openings", len(opened), primes, primes + 1, degree)
-            memory.reserve("copies", len(step.copies), 2, primes + 1, degree)
+            memory.reserve("openings", len(opened), primes, primes + 1, degree + kernels.PADDING)
+            memory.reserve("copies", step.inputs + len(opened), 2, primes + 1, degree)
             memory.reserve("sums", sum(map(len, step.giants)), 2, primes + 1, degree)
         else:
             memory.reserve("product", 3, primes, degree)
             memory.reserve("parts", 2, 2, primes, degree)
             memory.reserve("conjugated", 2, primes, degree)
-            memory.reserve("nothing", 2, primes + 1, degree)
 
     def evaluate(self, values: Words, keys: VectorKeys) -> list[Words]:
         """Evaluate all steps; values and results of shape (ciphertexts, 2, primes, N)."""
@@ -382,51 +396,44 @@ class _Part:
         self._primes, self._degree = len(ring.primes) - 1, ring.parameters.degree
         self._work = (
             memory.array("coefficients", self._primes, self._degree),
-            memory.array("digits", self._primes, self._primes + 1, self._degree),
+            memory.array("digits", self._primes, self._primes + 1, self._degree + kernels.PADDING),
         )
         self._second = memory.array("second", self._primes, self._degree)
         self._scratch = memory.array("scratch", self._primes + 1, self._degree)
 
     def linear(self, step: LinearStep, encoded: _Encoded, values: Words, out: Words) -> None:
         """Carry out an affine map; values (inputs, 2, k, N), out (outputs, 2, k - 1, N)."""
-        copies = self._over_qp("copies", len(step.copies))
+        rotations = encoded.rotations
+        copies = self._over_qp("copies", len(rotations.ready))
         for number in range(step.inputs):
             for polynomial in range(2):
                 kernels.lift_first(values[number, polynomial], copies[number, polynomial], *self._share)
         self._team.barrier()
-        self._copy(step, encoded.rotations, values, copies)
+        digits = self._open(step, rotations, values, copies)
         giants = [len(each) for each in step.giants]
         sums = self._over_qp("sums", sum(giants))
-        kernels.multiply_sums(
-            copies, encoded.diagonals, encoded.starts, encoded.which, encoded.numbers, sums, True, *self._share
-        )
+        places = (rotations.starts, rotations.openings, rotations.parents, rotations.targets, rotations.ready)
+        products = (encoded.diagonals, encoded.starts, encoded.which)
+        kernels.rotate_and_sum(digits, copies, *self._keys(rotations.elements), *places, *products, sums, *self._share)
         self._team.barrier()
         first = 0
         for output, count in enumerate(giants):
             self._output(encoded, sums[first : first + count], encoded.biases[output], out[output])
             first += count
 
-    def _copy(self, step: LinearStep, rotations: _Rotations, values: Words, copies: Words) -> None:
-        """Make the rotated copies of the inputs."""
-        if not rotations.opened:
-            return
+    def _open(self, step: LinearStep, rotations: _Rotations, values: Words, copies: Words) -> Words:
+        """Make and decompose the copies that others are rotated from."""
         all_digits = self._memory.array("openings", len(rotations.opened), *self._work[1].shape)
-        for copy, (origin, element), digits in zip(rotations.opened, rotations.origins, all_digits, strict=True):
-            if copy < step.inputs:
-                self._all(turns.open_fresh(values[copy, 1], self._work[0], digits, *self._met))
+        for place, (origin, element), digits in zip(rotations.opened, rotations.origins, all_digits, strict=True):
+            if place < step.inputs:
+                self._all(turns.open_fresh(values[place, 1], self._work[0], digits, *self._met))
                 continue
-            parent = copies[rotations.opened[origin], 0]
-            kernels.rotate_many(
-                all_digits[origin], parent, *self._keys((element,)), copies[copy : copy + 1], *self._share
-            )
+            parent, nothing = copies[rotations.opened[origin], 0], self._over_qp("nothing")
+            keys = self._keys((element,))
+            kernels.rotate_add(all_digits[origin], parent, *keys, nothing, copies[place], *self._share)
             self._team.barrier()
-            work = (self._scratch, self._second, self._work[0])
-            self._all(turns.open_copy(copies[copy, 1], *work, digits, *self._met))
-        if rotations.elements:
-            keys, which, orders = self._keys(rotations.elements)
-            places = (rotations.starts, rotations.openings, rotations.parents, rotations.targets)
-            kernels.rotate_shared(all_digits, copies, keys, which, orders, *places, *self._share)
-            self._team.barrier()
+            self._all(turns.open_copy(copies[place, 1], self._scratch, self._second, self._work[0], digits, *self._met))
+        return all_digits
 
     def _output(self, encoded: _Encoded, sums: Words, biases: Words, out: Words) -> None:
         total, free, other = sums[-1], self._over_qp("even"), self._over_qp("odd")
@@ -490,11 +497,12 @@ class _Part:
         shape = (2, self._primes + 1, self._degree)
         return self._memory.array(name, *(shape if count is None else (count, *shape)))
 
-    def _keys(self, elements: tuple[int, ...]) -> tuple[Words, Numbers, npt.NDArray[np.int32]]:
-        switches = self._switches
-        assert switches is not None  # noqa: S101 - the plan lists every key that its steps use
-        which = np.array([switches.index[element] for element in elements], dtype=np.int64)
-        return switches.keys, which, switches.orders
+    def _keys(self, elements: tuple[int, ...]) -> tuple[Words, npt.NDArray[np.int32]]:
+        if self._switches is None:
+            # A map that rotates nothing at a level without keys.
+            none = np.empty((self._primes + 1, self._degree // kernels.SEGMENT, 0, 16, self._primes, 2, kernels.TILE))
+            return none.astype(np.uint32), np.empty((0, self._degree), dtype=np.int32)
+        return self._switches.together(elements)
 
     @staticmethod
     def _all(came: bool) -> None:

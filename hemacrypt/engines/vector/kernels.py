@@ -38,31 +38,42 @@ from hemacrypt.engines.vector.ntt import forward, forward_into, inverse, inverse
 _MOST_PRODUCTS = 8
 # Residues that are worked on at a time: sums of 64 bits then stay in the first-level cache.
 _BLOCK = 1024
-# Residues of a row that are rotated before the next row's or key's turn comes.
-_SEGMENT = 1024
+# Residues by which rows of digits are longer than N: rows that are powers of two apart would share cache sets, and the
+# same residue of all digits is read together.
+PADDING = 64
+# Residues of a row that are rotated, multiplied and added up before the next ones' turn comes: what belongs to them
+# stays in a near cache.
+SEGMENT = 1024
 # Residues whose sums are held in registers.
 TILE = 64
 
 
-def interleaved(polynomials: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    """Lay polynomials side by side, 64 residues of each in turn, so that what reads them all reads memory in order.
+def arranged(keys: npt.NDArray[np.uint32], orders: npt.NDArray[np.int32]) -> npt.NDArray[np.uint32]:
+    """Lay out keys that are used together, so that a sum of rotations reads them from memory in order.
 
-    Memory is read several times as fast in order as in pieces, so `rotate_many`, `rotate_add` and `multiply_sums` want
-    their keys and diagonals like this, in the order of use.
+    Memory is read several times as fast in order as in pieces. An automorphism moves aligned segments of residues as a
+    whole, so the segments of a key can stand in the order in which the result is made.
 
     Parameters
     ----------
-    polynomials:
-        Shape (…, count, rows, N).
+    keys:
+        In Montgomery form, moved against their rotations: entry n of a key meets entry n of the digits; shape
+        (keys, k, 2, k + 1, N).
+    orders:
+        Automorphism of each key: entry n of the result is entry order[n] of the product; shape (keys, N).
 
     Returns
     -------
     Words
-        Shape (…, rows, N / 64, count, 64).
+        Shape (k + 1, N / 1024, keys, 16, k, 2, 64).
     """
-    *lead, count, rows, degree = polynomials.shape
-    tiles = polynomials.reshape(*lead, count, rows, degree // TILE, TILE)
-    return np.ascontiguousarray(np.moveaxis(tiles, -4, -2))
+    count, digits, _, rows, degree = keys.shape
+    per = SEGMENT // TILE
+    out = np.empty((rows, degree // SEGMENT, count, per, digits, 2, TILE), dtype=np.uint32)
+    for number, order in enumerate(orders):
+        segments = keys[number].reshape(digits, 2, rows, degree // SEGMENT, per, TILE)
+        out[:, :, number] = np.moveaxis(segments[:, :, :, order[::SEGMENT] // SEGMENT], (2, 3, 4), (0, 1, 2))
+    return out
 
 
 @kernel
@@ -276,10 +287,10 @@ def lift(polynomial: Any, coefficients: Any, digits: Any, tables: Any, part: Any
     polynomial, coefficients:
         What `lower` took and wrote; shape (k, N).
     digits:
-        Written; shape (k, k + 1, N), the last row for the special prime.
+        Written; shape (k, k + 1, N), the last row for the special prime. Rows may be longer than N (`PADDING`).
     """
     primes, roots, shoup = tables[:3]
-    level, special = polynomial.shape[0], primes.shape[0] - 1
+    level, special, count = polynomial.shape[0], primes.shape[0] - 1, polynomial.shape[1]
     # Row j of digit j is a copy, so the transforms are what is shared out; prime by prime, for the roots' sake.
     start, stop = share(level * level, part, parts)
     for unit in range(start, stop):
@@ -289,15 +300,15 @@ def lift(polynomial: Any, coefficients: Any, digits: Any, tables: Any, part: Any
             j += j >= i
         row = special if i == level else i
         # Primes differ by less than a factor of two, so the digit is below 4q, as the transform wants it.
-        forward_into(coefficients[j], digits[j, i], roots[row], shoup[row], primes[row])
+        forward_into(coefficients[j], digits[j, i, :count], roots[row], shoup[row], primes[row])
     start, stop = share(level, part, parts)
     for j in range(start, stop):
-        digits[j, j, :] = polynomial[j]
+        digits[j, j, :count] = polynomial[j]
 
 
 @kernel
 def _switched(
-    digits: Any, at: Any, step: Any, keys: Any, place: Any, hop: Any, level: Any, q: Any, bound: Any, inverse: Any
+    digits: Any, at: Any, step: Any, keys: Any, place: Any, level: Any, q: Any, bound: Any, inverse: Any
 ) -> Any:
     """Multiply a tile of all digits by both components of a key and add up, reduced: four vectors for each component.
 
@@ -305,8 +316,8 @@ def _switched(
     ----------
     digits, at, step:
         The digits, flat; where the tile is in the first digit, and how far it is to the next.
-    keys, place, hop:
-        The keys, flat; where the tile is in the first component, and how far it is to the other component.
+    keys, place:
+        The keys, flat, and where the tile is.
     level:
         Number of digits.
     q, bound, inverse:
@@ -322,10 +333,9 @@ def _switched(
         w, x, y, z = load(digits, at), load(digits, at + 16), load(digits, at + 32), load(digits, at + 48)
         a, b = more(a, w, load(keys, place)), more(b, x, load(keys, place + 16))
         c, d = more(c, y, load(keys, place + 32)), more(d, z, load(keys, place + 48))
-        place += hop
-        e, f = more(e, w, load(keys, place)), more(f, x, load(keys, place + 16))
-        g, h = more(g, y, load(keys, place + 32)), more(h, z, load(keys, place + 48))
-        place, at = place + hop, at + step
+        e, f = more(e, w, load(keys, place + TILE)), more(f, x, load(keys, place + TILE + 16))
+        g, h = more(g, y, load(keys, place + TILE + 32)), more(h, z, load(keys, place + TILE + 48))
+        place, at = place + 2 * TILE, at + step
     if level > _MOST_PRODUCTS:
         a, b, c, d = under_both(a, bound), under_both(b, bound), under_both(c, bound), under_both(d, bound)
         e, f, g, h = under_both(e, bound), under_both(f, bound), under_both(g, bound), under_both(h, bound)
@@ -336,14 +346,13 @@ def _switched(
 
 
 @kernel
-def _put(x: Any, y: Any, goal: Any, order: Any, a: Any, b: Any, first: Any, q: Any, adding: Any) -> None:
-    """Rearrange sixteen residues of both components and write them, or add them to what is there."""
-    lanes = load(order, goal)
+def _put(out: Any, x: Any, y: Any, lanes: Any, a: Any, b: Any, first: Any, q: Any, adding: Any) -> None:
+    """Rearrange sixteen residues of both components and write them at x and y, or add them to what is there."""
     a, b = rearranged(under(a + first, q), lanes), rearranged(b, lanes)
     if adding is not None:
-        a, b = under(load(x, goal) + a, q), under(load(y, goal) + b, q)
-    store(x, goal, a)
-    store(y, goal, b)
+        a, b = under(load(out, x) + a, q), under(load(out, y) + b, q)
+    store(out, x, a)
+    store(out, y, b)
 
 
 @kernel
@@ -351,36 +360,55 @@ def _rotate_segment(
     digits: Any,
     first: Any,
     keys: Any,
-    key: Any,
+    place: Any,
     goals: Any,
     order: Any,
     i: Any,
-    low: Any,
-    x: Any,
-    y: Any,
+    goal: Any,
+    out: Any,
+    at: Any,
+    hop: Any,
+    other: Any,
     tables: Any,
     adding: Any,
 ) -> None:
-    """Rotate a segment of one row; into rows x and y of the result or, unless ``adding`` is None, onto them."""
-    level, count = digits.shape[0], digits.shape[2]
-    step, each = (level + 1) * count, keys.size // keys.shape[0]
-    flat_digits, flat_keys = digits.reshape(-1), keys.reshape(-1)
+    """Make one segment of a rotation, row i, residues from ``goal`` on.
+
+    Parameters
+    ----------
+    digits, first:
+        As in `rotate_add`.
+    keys, place:
+        Arranged keys, flat, and where the segment's tiles of this key begin.
+    goals, order:
+        Where each block of sixteen residues goes, and the automorphism; shapes (N / 16,) and (N,).
+    out, at, hop, other:
+        The result, flat; where the first tile goes, how far it is to the next tile, and to the other component.
+    adding:
+        None, or anything else to add to what is there.
+    """
+    level, width = digits.shape[0], digits.shape[2]
+    flat, step, f = digits.reshape(-1), (level + 1) * width, first[i]
     row = tables[0].shape[0] - 1 if i == level else i
     prime = tables[0][row]
     q, bound, inverse = spread(prime), _bound(prime), spread(tables[7][row])
-    if keys.ndim == 6:  # interleaved: both components for all digits side by side
-        hop, stride, rows = TILE, 2 * keys.shape[3], keys.shape[1]
-    else:
-        hop, stride, rows = keys.shape[3] * count, 1, keys.shape[3]
-    place = key * each + (rows - 1 if i == level else i) * count * stride
-    at, f = i * count, first[i]
-    for n in range(low, low + _SEGMENT, TILE):
-        one, two = _switched(flat_digits, at + n, step, flat_keys, place + n * stride, hop, level, q, bound, inverse)
+    source = order[goal] // SEGMENT * SEGMENT
+    for n in range(source, source + SEGMENT, TILE):
+        one, two = _switched(flat, i * width + n, step, keys, place, level, q, bound, inverse)
+        place += 2 * level * TILE
+        # A tile, too, moves as a whole.
         m = n // LANES
-        _put(x, y, goals[m], order, one[0], two[0], load(f, n), q, adding)
-        _put(x, y, goals[m + 1], order, one[1], two[1], load(f, n + 16), q, adding)
-        _put(x, y, goals[m + 2], order, one[2], two[2], load(f, n + 32), q, adding)
-        _put(x, y, goals[m + 3], order, one[3], two[3], load(f, n + 48), q, adding)
+        tile = goals[m] // TILE * TILE
+        x = at + (tile - goal) // TILE * hop - tile
+        y = x + other
+        to = goals[m]
+        _put(out, x + to, y + to, load(order, to), one[0], two[0], load(f, n), q, adding)
+        to = goals[m + 1]
+        _put(out, x + to, y + to, load(order, to), one[1], two[1], load(f, n + 16), q, adding)
+        to = goals[m + 2]
+        _put(out, x + to, y + to, load(order, to), one[2], two[2], load(f, n + 32), q, adding)
+        to = goals[m + 3]
+        _put(out, x + to, y + to, load(order, to), one[3], two[3], load(f, n + 48), q, adding)
 
 
 @kernel
@@ -390,206 +418,180 @@ def _bound(prime: Any) -> Any:
 
 
 @kernel
-def _goals(orders: Any, which: Any) -> Any:
+def _goals(orders: Any) -> Any:
     """Tell for each rotation where each block of sixteen residues goes; shape (rotations, N / 16).
 
     The order of the transform is bit-reversed, so neighbours differ in the high bits of their exponents, and an
     automorphism, which multiplies exponents, keeps aligned blocks of any power of two together.
     """
     blocks = orders.shape[1] // LANES
-    goals = np.empty((which.shape[0], blocks), np.int32)
-    for r in range(which.shape[0]):
-        order = orders[which[r]]
+    goals = np.empty((orders.shape[0], blocks), np.int32)
+    for r in range(orders.shape[0]):
+        order = orders[r]
         for block in range(blocks):
             goals[r, order[block * LANES] // LANES] = block * LANES
     return goals
 
 
 @kernel
-def rotate_many(
-    digits: Any, first: Any, keys: Any, which: Any, orders: Any, out: Any, tables: Any, part: Any, parts: Any
-) -> None:
-    """Rotate a ciphertext in several ways from one decomposition; the results stay over QP.
-
-    Parameters
-    ----------
-    digits:
-        Decomposition of the ciphertext's second polynomial, shape (k, k + 1, N).
-    first:
-        The ciphertext's first polynomial over QP, that is times the special prime (`lift_first`); shape (k + 1, N).
-    keys:
-        Galois keys in Montgomery form, moved against their rotations, shape (keys, K, 2, K + 1, N) with K at least k;
-        or the same `interleaved`, shape (keys, K + 1, N / 64, K, 2, 64), which is faster, above all if K equals k.
-        The last row is the special prime's; rows and digits from k on need not be there, or are skipped.
-    which:
-        Which key serves each rotation, shape (rotations,).
-    orders:
-        Automorphism of each key, shape (keys, N).
-    out:
-        Written; shape (rotations, 2, k + 1, N).
-    """
-    goals, segments = _goals(orders, which), digits.shape[2] // _SEGMENT
-    start, stop = share(digits.shape[1] * segments, part, parts)
-    # Segment by segment, so that the digits stay in a near cache while the keys pass by.
-    for unit in range(start, stop):
-        i, low = unit // segments, unit % segments * _SEGMENT
-        for r in range(which.shape[0]):
-            order, x, y = orders[which[r]], out[r, 0, i], out[r, 1, i]
-            _rotate_segment(digits, first, keys, which[r], goals[r], order, i, low, x, y, tables, None)
-
-
-@kernel
-def rotate_shared(
+def rotate_and_sum(
     digits: Any,
     copies: Any,
     keys: Any,
-    which: Any,
     orders: Any,
     starts: Any,
     opened: Any,
     parents: Any,
     targets: Any,
+    ready: Any,
+    diagonals: Any,
+    bounds: Any,
+    terms: Any,
+    out: Any,
     tables: Any,
     part: Any,
     parts: Any,
 ) -> None:
-    """Rotate several ciphertexts over QP with the same keys: each key is read from memory once for all of them.
+    """Rotate ciphertexts over QP in many ways, multiply by diagonals and add up; rotated copies never leave the cache.
+
+    It takes one segment of a row at a time: rotates what belongs there, every key serving all its ciphertexts one after
+    another, and multiplies while it is at hand.
 
     Parameters
     ----------
     digits:
-        Decompositions of second polynomials, shape (decompositions, k, k + 1, N).
+        Decompositions of second polynomials, shape (decompositions, k, k + 1, N); rows may be longer (`PADDING`).
     copies:
-        Ciphertexts over QP, shape (copies, 2, k + 1, N); some are rotated, others written.
+        Ciphertexts over QP that there are already, shape (ready, 2, k + 1, N).
     keys, orders:
-        As in `rotate_many`.
-    which:
-        Number of each key that is used, shape (used,).
+        Keys in the order of use, `arranged`, and their automorphisms, shape (keys, N).
     starts:
-        Key number t serves the rotations starts[t] … starts[t + 1] - 1; shape (used + 1,).
+        Key number t makes the copies starts[t] … starts[t + 1] - 1; shape (keys + 1,).
     opened, parents, targets:
-        For each rotation the decomposition, the copy that it is of, and the copy that is written; shape (rotations,).
+        For each of these the decomposition, the one of ``copies`` that it is a rotation of, and its number; shape
+        (rotations,).
+    ready:
+        Number of each of ``copies``.
+    diagonals:
+        In Montgomery form, in order of use, shape (k + 1, N / 64, diagonals, 64).
+    bounds, terms:
+        Sum number g multiplies the copies terms[bounds[g]] … terms[bounds[g + 1] - 1] by the diagonals of that number.
+    out:
+        Written; shape (sums, 2, k + 1, N). A sum without terms is zero.
     """
-    goals, segments = _goals(orders, which), digits.shape[3] // _SEGMENT
-    start, stop = share(digits.shape[2] * segments, part, parts)
+    rows, count = out.shape[2], out.shape[3]
+    goals, segments = _goals(orders), count // SEGMENT
+    each = 2 * (rows - 1) * SEGMENT
+    copied = ready.shape[0] + targets.shape[0]
+    # Tile by tile both components of all copies, side by side.
+    near = np.empty(copied * 2 * SEGMENT, np.uint32)
+    hop = copied * 2 * TILE
+    flat_keys, flat = keys.reshape(-1), diagonals.reshape(-1)
+    start, stop = share(rows * segments, part, parts)
     for unit in range(start, stop):
-        i, low = unit // segments, unit % segments * _SEGMENT
-        for t in range(which.shape[0]):
-            order = orders[which[t]]
+        i, goal = unit // segments, unit % segments * SEGMENT
+        row = tables[0].shape[0] - 1 if i == rows - 1 else i
+        for number in range(ready.shape[0]):
+            for c in range(2):
+                given, at = copies[number, c, i], (2 * ready[number] + c) * TILE
+                for tile in range(goal, goal + SEGMENT, TILE):
+                    for n in range(0, TILE, LANES):
+                        store(near, at + n, load(given, tile + n))
+                    at += hop
+        for t in range(orders.shape[0]):
+            place = (unit * orders.shape[0] + t) * each
             for r in range(starts[t], starts[t + 1]):
-                first, x, y = copies[parents[r], 0], copies[targets[r], 0, i], copies[targets[r], 1, i]
-                _rotate_segment(digits[opened[r]], first, keys, which[t], goals[t], order, i, low, x, y, tables, None)
+                first, at = copies[parents[r], 0], 2 * targets[r] * TILE
+                _rotate_segment(
+                    digits[opened[r]], first, flat_keys, place, goals[t], orders[t], i, goal,
+                    near, at, hop, TILE, tables, None,
+                )  # fmt: skip
+        for tile in range(SEGMENT // TILE):
+            at = (i * count + goal + tile * TILE) * diagonals.shape[2]
+            for group in range(out.shape[0]):
+                u, v = out[group, 0, i], out[group, 1, i]
+                first, last = bounds[group], bounds[group + 1]
+                _sum_tile(near, tile * hop, flat, at, first, last, terms, u, v, goal + tile * TILE, row, tables)
 
 
 @kernel
 def rotate_add(
-    digits: Any, first: Any, keys: Any, which: Any, orders: Any, base: Any, out: Any, tables: Any, part: Any, parts: Any
+    digits: Any, first: Any, keys: Any, orders: Any, base: Any, out: Any, tables: Any, part: Any, parts: Any
 ) -> None:
-    """Add to a ciphertext over QP the sum of several rotations of another.
+    """Add to a ciphertext over QP the sum of several rotations of another, from one decomposition.
 
     Parameters
     ----------
-    digits, first, keys, which, orders:
-        As in `rotate_many`.
+    digits:
+        Decomposition of the ciphertext's second polynomial, shape (k, k + 1, N); rows may be longer (`PADDING`).
+    first:
+        The ciphertext's first polynomial over QP, that is times the special prime (`lift_first`); shape (k + 1, N).
+    keys, orders:
+        One key for each rotation, `arranged`, and their automorphisms, shape (rotations, N).
     base:
         What the rotations are added to, shape (2, k + 1, N).
     out:
         Written; shape (2, k + 1, N). May not overlap with ``base``.
     """
-    goals, segments = _goals(orders, which), digits.shape[2] // _SEGMENT
-    start, stop = share(digits.shape[1] * segments, part, parts)
-    # A segment of the result is one part's alone; for every rotation it comes from one segment of the digits.
+    goals, segments = _goals(orders), first.shape[1] // SEGMENT
+    rows, count = out.shape[1], out.shape[2]
+    each, flat_keys, flat = 2 * (rows - 1) * SEGMENT, keys.reshape(-1), out.reshape(-1)
+    start, stop = share(rows * segments, part, parts)
     for unit in range(start, stop):
-        i, goal = unit // segments, unit % segments * _SEGMENT
-        x, y = out[0, i], out[1, i]
-        x[goal : goal + _SEGMENT] = base[0, i, goal : goal + _SEGMENT]
-        y[goal : goal + _SEGMENT] = base[1, i, goal : goal + _SEGMENT]
-        for r in range(which.shape[0]):
-            order = orders[which[r]]
-            low = order[goal] // _SEGMENT * _SEGMENT
-            _rotate_segment(digits, first, keys, which[r], goals[r], order, i, low, x, y, tables, True)
+        i, goal = unit // segments, unit % segments * SEGMENT
+        for c in range(2):
+            out[c, i, goal : goal + SEGMENT] = base[c, i, goal : goal + SEGMENT]
+        for t in range(orders.shape[0]):
+            place = (unit * orders.shape[0] + t) * each
+            _rotate_segment(
+                digits, first, flat_keys, place, goals[t], orders[t], i, goal,
+                flat, i * count + goal, TILE, rows * count, tables, True,
+            )  # fmt: skip
 
 
 @kernel
-def multiply_sums(
-    copies: Any,
+def _sum_tile(
+    near: Any,
+    low: Any,
     diagonals: Any,
-    starts: Any,
-    which: Any,
-    numbers: Any,
-    out: Any,
-    extended: Any,
+    at: Any,
+    first: Any,
+    last: Any,
+    terms: Any,
+    u: Any,
+    v: Any,
+    goal: Any,
+    row: Any,
     tables: Any,
-    part: Any,
-    parts: Any,
 ) -> None:
-    """Multiply ciphertexts by plaintexts and add up, for many sums at once.
-
-    Parameters
-    ----------
-    copies:
-        Ciphertexts, shape (copies, 2, r, N).
-    diagonals:
-        Plaintexts in Montgomery form, shape (diagonals, r, N); or the same `interleaved`, shape
-        (r, N / 64, diagonals, 64), which is faster if terms take them in order.
-    starts:
-        Sum number g has the terms starts[g] … starts[g + 1] - 1; shape (sums + 1,).
-    which, numbers:
-        Ciphertext and plaintext of each term, shape (terms,).
-    out:
-        Written; shape (sums, 2, r, N). A sum without terms is zero.
-    extended:
-        Whether the last row belongs to the special prime instead of q_{r-1}.
-    """
-    primes, inverses = tables[0], tables[7]
-    rows, count = out.shape[2], out.shape[3]
-    tiles = count // TILE
-    flat, interleaved = diagonals.reshape(-1), diagonals.ndim == 4
-    hop = TILE if interleaved else rows * count
-    near = np.empty(copies.shape[0] * 2 * TILE, np.uint32)
-    start, stop = share(rows * tiles, part, parts)
-    for unit in range(start, stop):
-        i, low = unit // tiles, unit % tiles * TILE
-        at = i * count + low
-        if interleaved:
-            at *= diagonals.shape[2]
-        row = primes.shape[0] - 1 if extended and i == rows - 1 else i
-        prime = primes[row]
-        q, bound, inverse = spread(prime), _bound(prime), spread(inverses[row])
-        # The copies' tiles lie powers of two apart, so that few of them would fit a cache together: they are brought
-        # side by side. The diagonals pass by once each.
-        for b in range(copies.shape[0]):
-            for c in range(2):
-                source, place = copies[b, c, i], (2 * b + c) * TILE
-                for n in range(0, TILE, LANES):
-                    store(near, place + n, load(source, low + n))
-        for group in range(out.shape[0]):
-            a, b, c, d = nothing(), nothing(), nothing(), nothing()
-            e, f, g, h = nothing(), nothing(), nothing(), nothing()
-            for t in range(starts[group], starts[group + 1]):
-                if (t - starts[group]) % _MOST_PRODUCTS == 0:
-                    a, b, c, d = under_both(a, bound), under_both(b, bound), under_both(c, bound), under_both(d, bound)
-                    e, f, g, h = under_both(e, bound), under_both(f, bound), under_both(g, bound), under_both(h, bound)
-                place = numbers[t] * hop + at
-                w, x = load(flat, place), load(flat, place + 16)
-                y, z = load(flat, place + 32), load(flat, place + 48)
-                place = which[t] * 2 * TILE
-                a, b = more(a, w, load(near, place)), more(b, x, load(near, place + 16))
-                c, d = more(c, y, load(near, place + 32)), more(d, z, load(near, place + 48))
-                place += TILE
-                e, f = more(e, w, load(near, place)), more(f, x, load(near, place + 16))
-                g, h = more(g, y, load(near, place + 32)), more(h, z, load(near, place + 48))
+    """Multiply one tile of copies by one of diagonals and add up, terms ``first`` … ``last`` - 1, into rows u and v."""
+    prime = tables[0][row]
+    q, bound, inverse = spread(prime), _bound(prime), spread(tables[7][row])
+    a, b, c, d = nothing(), nothing(), nothing(), nothing()
+    e, f, g, h = nothing(), nothing(), nothing(), nothing()
+    for t in range(first, last):
+        if (t - first) % _MOST_PRODUCTS == 0:
             a, b, c, d = under_both(a, bound), under_both(b, bound), under_both(c, bound), under_both(d, bound)
             e, f, g, h = under_both(e, bound), under_both(f, bound), under_both(g, bound), under_both(h, bound)
-            u, v = out[group, 0, i], out[group, 1, i]
-            store(u, low, reduced(a, q, inverse))
-            store(u, low + 16, reduced(b, q, inverse))
-            store(u, low + 32, reduced(c, q, inverse))
-            store(u, low + 48, reduced(d, q, inverse))
-            store(v, low, reduced(e, q, inverse))
-            store(v, low + 16, reduced(f, q, inverse))
-            store(v, low + 32, reduced(g, q, inverse))
-            store(v, low + 48, reduced(h, q, inverse))
+        place = at + t * TILE
+        w, x = load(diagonals, place), load(diagonals, place + 16)
+        y, z = load(diagonals, place + 32), load(diagonals, place + 48)
+        place = terms[t] * 2 * TILE + low
+        a, b = more(a, w, load(near, place)), more(b, x, load(near, place + 16))
+        c, d = more(c, y, load(near, place + 32)), more(d, z, load(near, place + 48))
+        place += TILE
+        e, f = more(e, w, load(near, place)), more(f, x, load(near, place + 16))
+        g, h = more(g, y, load(near, place + 32)), more(h, z, load(near, place + 48))
+    a, b, c, d = under_both(a, bound), under_both(b, bound), under_both(c, bound), under_both(d, bound)
+    e, f, g, h = under_both(e, bound), under_both(f, bound), under_both(g, bound), under_both(h, bound)
+    store(u, goal, reduced(a, q, inverse))
+    store(u, goal + 16, reduced(b, q, inverse))
+    store(u, goal + 32, reduced(c, q, inverse))
+    store(u, goal + 48, reduced(d, q, inverse))
+    store(v, goal, reduced(e, q, inverse))
+    store(v, goal + 16, reduced(f, q, inverse))
+    store(v, goal + 32, reduced(g, q, inverse))
+    store(v, goal + 48, reduced(h, q, inverse))
 
 
 @kernel

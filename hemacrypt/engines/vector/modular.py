@@ -11,7 +11,10 @@ Kernels see public data only — ciphertexts, evaluation keys, weights — so th
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -23,7 +26,20 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 def kernel(function: Kernel) -> Kernel:
     """Compile a function: without the GIL, without bounds checks (lengths are checked before), cached on disk."""
-    return cast("Kernel", numba.njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")(function))
+    compiled = numba.njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")(function)
+    # Numba looks for changes in the file of a function alone, not in those of the kernels that it calls: without this,
+    # a changed kernel would go on living inside others that were compiled before.
+    compiled._cache._cache_file._source_stamp = _sources()
+    return cast("Kernel", compiled)
+
+
+@cache
+def _sources() -> str:
+    """Return a digest of all sources of this package."""
+    hashed = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        hashed.update(path.read_bytes())
+    return hashed.hexdigest()
 
 
 def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:

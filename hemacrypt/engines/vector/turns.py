@@ -102,7 +102,6 @@ def switch(
     second: Any,
     first: Any,
     keys: Any,
-    which: Any,
     orders: Any,
     base: Any,
     out: Any,
@@ -119,14 +118,14 @@ def switch(
     ----------
     second:
         The polynomial, shape (k, N).
-    first, keys, which, orders, base, out:
+    first, keys, orders, base, out:
         As in `kernels.rotate_add`.
     coefficients, digits, words:
         As in `open_fresh`; the digits are working memory here.
     """
     if not _decompose(second, coefficients, digits, tables, words, part, parts):
         return False
-    rotate_add(digits, first, keys, which, orders, base, out, tables, part, parts)
+    rotate_add(digits, first, keys, orders, base, out, tables, part, parts)
     return meet(words, parts)
 
 
@@ -134,7 +133,6 @@ def switch(
 def turn(
     total: Any,
     keys: Any,
-    which: Any,
     orders: Any,
     base: Any,
     out: Any,
@@ -154,7 +152,7 @@ def turn(
     ----------
     total:
         The ciphertext, shape (2, k + 1, N); lost unless ``keep`` is set.
-    keys, which, orders, base, out:
+    keys, orders, base, out:
         As in `kernels.rotate_add`.
     scratch, second, coefficients, digits, words:
         As in `open_copy`.
@@ -168,7 +166,7 @@ def turn(
     if not _divide(polynomial, second, tables, words, part, parts):
         return False
     first = total[0]
-    return switch(second, first, keys, which, orders, base, out, coefficients, digits, tables, words, part, parts)
+    return switch(second, first, keys, orders, base, out, coefficients, digits, tables, words, part, parts)
 
 
 @kernel

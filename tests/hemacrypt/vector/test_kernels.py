@@ -121,80 +121,79 @@ def test_a_decomposition_in_two_halves(case: Case, parts: int) -> None:
 
 
 class Rotations(Case):
-    """What hoisted rotations take."""
+    """What rotations from one decomposition take."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, padding: int = 0) -> None:
         super().__init__(case.degree, case.level, case.kind)
         self.digits, self.first = self.residues(self.over, self.level), self.residues(self.over)
+        # Rows may be longer than N; what lies behind them is nobody's.
+        self.padded = np.pad(self.digits, ((0, 0), (0, 0), (0, padding)), constant_values=0xDEAD)
         count = 2 * self.degree
         elements = [3, pow(3, 8, count), pow(3, -5, count), count - 1]
         self.orders = np.stack([self.ring.automorphism(element) for element in elements])
-        self.keys = self.residues(self.all, len(elements), _DATA_PRIMES, 2)
+        self.keys = self.residues(self.over, len(elements), self.level, 2)
 
-    def wanted(self, number: int) -> Words:
+    def arranged(self, which: list[int]) -> tuple[Words, npt.NDArray[np.int32]]:
+        """Return keys and automorphisms as kernels take them."""
+        orders = self.orders[which].reshape(-1, self.degree)
+        return kernels.arranged(self.keys[which].reshape(-1, *self.keys.shape[1:]), orders), orders
+
+    def wanted(self, number: int, digits: Words | None = None, first: Words | None = None) -> Words:
         """Return a rotation over QP, shape (2, k + 1, N)."""
-        key = unlifted(self.keys[number, : self.level][:, :, self.rows(True)], self.over)
         total = np.zeros((2, self.level + 1, self.degree), dtype=np.uint64)
-        for digit, component in zip(self.digits, key, strict=True):
+        key = unlifted(self.keys[number], self.over)
+        for digit, component in zip(self.digits if digits is None else digits, key, strict=True):
             total = (total + digit.astype(np.uint64) * component) % self.over[:, None]
-        total[0] = (total[0] + self.first) % self.over[:, None]
+        total[0] = (total[0] + (self.first if first is None else first)) % self.over[:, None]
         return total[..., self.orders[number]].astype(np.uint32)
 
 
-def interleaved_keys(keys: Words) -> Words:
-    """Interleave both components for all digits of every key."""
-    count, digits, components, rows, degree = keys.shape
-    laid = kernels.interleaved(keys.reshape(count, digits * components, rows, degree))
-    return laid.reshape(*laid.shape[:-2], digits, components, laid.shape[-1])
-
-
-@pytest.mark.parametrize("which", [[2], [3, 0, 2, 1, 0]])
-def test_many_rotations_of_one_ciphertext(case: Case, parts: int, which: list[int]) -> None:
-    these = Rotations(case)
-    out = np.empty((len(which), 2, case.level + 1, case.degree), dtype=np.uint32)
-    numbers = np.array(which, dtype=np.int64)
-    for keys in (these.keys, interleaved_keys(these.keys)):
-        arguments = (these.digits, these.first, keys, numbers, these.orders, out, case.tables)
-        in_parts(kernels.rotate_many, arguments, out, parts)
-        for number, found in zip(which, out, strict=True):
-            assert np.array_equal(found, these.wanted(number))
-
-
+@pytest.mark.parametrize("padding", [0, kernels.PADDING])
 @pytest.mark.parametrize("which", [[], [2], [3, 0, 2, 1, 0]])
-def test_rotations_that_are_added_up(case: Case, parts: int, which: list[int]) -> None:
-    these = Rotations(case)
+def test_rotations_that_are_added_up(case: Case, parts: int, which: list[int], padding: int) -> None:
+    these = Rotations(case, padding)
     base = case.residues(case.over, 2)
     out = np.empty_like(base)
-    numbers = np.array(which, dtype=np.int64)
     wanted = base.astype(np.uint64)
     for number in which:
         wanted = (wanted + these.wanted(number)) % case.over[:, None]
-    for keys in (these.keys, interleaved_keys(these.keys)):
-        arguments = (these.digits, these.first, keys, numbers, these.orders, base, out, case.tables)
-        in_parts(kernels.rotate_add, arguments, out, parts)
-        assert np.array_equal(out, wanted)
+    arguments = (these.padded, these.first, *these.arranged(which), base, out, case.tables)
+    in_parts(kernels.rotate_add, arguments, out, parts)
+    assert np.array_equal(out, wanted)
 
 
-@pytest.mark.parametrize("extended", [True, False])
-def test_sums_of_products(case: Case, parts: int, extended: bool) -> None:
-    primes = case.over if extended else case.data
-    copies, diagonals = case.residues(primes, 5, 2), case.residues(primes, 7)
-    lengths = [0, 1, 8, 0, 9, 16, _TERMS, 2]
-    starts = np.cumsum([0, *lengths])
-    which = case.rng.integers(0, 5, starts[-1])
-    numbers = case.rng.integers(0, 7, starts[-1])
-    out = np.empty((len(lengths), *copies.shape[1:]), dtype=np.uint32)
-    plain = unlifted(diagonals, primes)
-    wanted = np.zeros_like(out)
-    for g in range(len(lengths)):
+# Sums of one product, of more than one reduction takes, and of none.
+_LENGTHS = [0, 1, 8, 0, 9, 16, _TERMS, 2]
+
+
+@pytest.mark.parametrize("which", [[], [1], [3, 0, 2]])
+def test_rotations_that_are_multiplied_and_summed_at_once(case: Case, parts: int, which: list[int]) -> None:
+    these = Rotations(case, kernels.PADDING)
+    copies = case.residues(case.over, 2, 2)
+    digits = np.stack([these.padded, these.padded[::-1].copy()])
+    # Each key rotates both ciphertexts but the last one, which rotates the second only.
+    made = [(t, o) for t in range(len(which)) for o in (0, 1) if o == 1 or t < len(which) - 1]
+    starts = np.cumsum([0, *(sum(t == u for u, _ in made) for t in range(len(which)))])
+    opened = np.array([o for _, o in made], dtype=np.int64)
+    places = 2 + len(made)
+    ready, targets = np.array([places - 1, 0]), np.arange(1, places - 1)
+    every = np.empty((places, *copies.shape[1:]), dtype=np.uint32)
+    every[ready] = copies
+    for target, (t, o) in zip(targets, made, strict=True):
+        every[target] = these.wanted(which[t], digits[o, ..., : case.degree], copies[o, 0])
+    bounds = np.cumsum([0, *_LENGTHS])
+    terms = case.rng.integers(0, places, bounds[-1])
+    diagonals = case.residues(case.over, int(bounds[-1]))
+    laid = np.ascontiguousarray(np.moveaxis(diagonals.reshape(len(diagonals), case.level + 1, -1, kernels.TILE), 0, 2))
+    out = np.empty((len(_LENGTHS), *copies.shape[1:]), dtype=np.uint32)
+    arguments = (digits, copies, *these.arranged(which), starts, opened, opened.copy(), targets, ready)
+    in_parts(kernels.rotate_and_sum, (*arguments, laid, bounds, terms, out, case.tables), out, parts)
+    plain = unlifted(diagonals, case.over)
+    for g, found in enumerate(out):
         total = np.zeros(copies.shape[1:], dtype=np.uint64)
-        for t in range(starts[g], starts[g + 1]):
-            total = (total + copies[which[t]].astype(np.uint64) * plain[numbers[t]]) % primes[:, None]
-        wanted[g] = total
-    for weights in (diagonals, kernels.interleaved(diagonals)):
-        arguments = (copies, weights, starts, which, numbers, out, extended, case.tables)
-        in_parts(kernels.multiply_sums, arguments, out, parts)
-        assert np.array_equal(out, wanted)
+        for t in range(bounds[g], bounds[g + 1]):
+            total = (total + every[terms[t]].astype(np.uint64) * plain[t]) % case.over[:, None]
+        assert np.array_equal(found, total)
 
 
 def whole(coefficients: Words, primes: Wide, columns: slice) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,15 +15,21 @@ from hemacrypt.embedded import SampleCell
 from hemacrypt.engines import encrypted_engine
 from hemacrypt.engines.vector.engine import VectorEngine, VectorKeys
 from hemacrypt.errors import FormatError, PlanError
-from hemacrypt.evaluation_keys import EvaluationKeys
+from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys
 from hemacrypt.network import CollapsedNetwork, Convolution, Dense
 from hemacrypt.plan import Plan
 from hemacrypt.planner import plan_bundle, plan_network
 
 
 @pytest.fixture(scope="module")
-def plan(bundle: Bundle) -> Plan:
+def plans(bundle: Bundle) -> tuple[Plan, ...]:
+    """The embedded model's plans for one image and for two; keys serve both."""
     return plan_bundle(bundle)
+
+
+@pytest.fixture(scope="module")
+def plan(plans: tuple[Plan, ...]) -> Plan:
+    return plans[0]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +65,7 @@ def test_real_cells_come_out_as_in_the_clear_and_as_with_seal(
     seal_keys = reference.load_keys(evaluation)
     for cell in cells:
         image = bundle.manifest.preprocessing(cell.path)
-        clear = bundle.network(image[None])[0]
+        clear = bundle.network(image[None])
         ciphertext = holder.encrypt(image)
         ours = holder.decrypt(engine.evaluate(ciphertext, keys))
         theirs = holder.decrypt(reference.evaluate(ciphertext, seal_keys))
@@ -67,10 +74,24 @@ def test_real_cells_come_out_as_in_the_clear_and_as_with_seal(
         assert int(np.argmax(ours)) == int(np.argmax(clear))
 
 
+def test_real_cells_in_pairs_come_out_as_in_the_clear(
+    bundle: Bundle, plans: tuple[Plan, ...], holder: KeyHolder, keys: VectorKeys, cells: list[SampleCell]
+) -> None:
+    assert [plan.public.images for plan in plans] == [1, 2]
+    assert plans[0].public.requirements_id == plans[1].public.requirements_id
+    engine, serving = VectorEngine(plans[1]), holder.serving(plans[1].public)
+    for first, second in zip(cells[:3], cells[3:], strict=True):
+        images = np.stack([bundle.manifest.preprocessing(cell.path) for cell in (first, second)])
+        found = serving.decrypt(engine.evaluate(serving.encrypt(images), keys))
+        clear = bundle.network(images)
+        assert np.abs(found - clear).max() <= plans[1].public.logit_error_bound
+        assert found.argmax(axis=1).tolist() == clear.argmax(axis=1).tolist()
+
+
 def test_replies_are_small_and_at_level_zero(
     plan: Plan, holder: KeyHolder, engine: VectorEngine, keys: VectorKeys
 ) -> None:
-    reply = engine.evaluate(holder.encrypt(np.full((3, 32, 32), 0.1)), keys)
+    (reply,) = engine.evaluate(holder.encrypt(np.full((3, 32, 32), 0.1)), keys)
     assert len(reply) <= 80_000
     read = sealformat.read_ciphertext(reply, plan.parameters, 0, plan.public.output_scale)
     assert read.polynomials.shape == (2, 1, plan.parameters.degree)
@@ -106,7 +127,7 @@ def test_threads_share_an_engine_and_keys(
 ) -> None:
     images = np.random.default_rng(5).random((3, 3, 32, 32)) * 0.2
     ciphertexts = [holder.encrypt(image) for image in images]
-    replies: dict[int, bytes] = {}
+    replies: dict[int, list[bytes]] = {}
 
     def work(number: int) -> None:
         replies[number] = engine.evaluate(ciphertexts[number], keys)
@@ -121,7 +142,7 @@ def test_threads_share_an_engine_and_keys(
 
 
 def test_hostile_ciphertexts_end_in_format_errors(holder: KeyHolder, engine: VectorEngine, keys: VectorKeys) -> None:
-    valid = holder.encrypt(np.zeros((3, 32, 32)))
+    (valid,) = holder.encrypt(np.zeros((3, 32, 32)))
     body = bytearray(sealformat.unwrap(valid, 1 << 24, "ciphertext"))
     rng = np.random.default_rng(6)
     refused = 0
@@ -131,20 +152,26 @@ def test_hostile_ciphertexts_end_in_format_errors(holder: KeyHolder, engine: Vec
         for place in rng.integers(0, 100, 3):
             changed[place] = rng.integers(0, 256)
         try:
-            engine.evaluate(sealformat.header(16 + len(changed), 3) + bytes(changed), keys)
+            engine.evaluate([sealformat.header(16 + len(changed), 3) + bytes(changed)], keys)
         except FormatError:
             refused += 1
     assert refused >= 55
     for cut in (0, 15, 16, 17, len(valid) // 2, len(valid) - 1):
         with pytest.raises(FormatError):
-            engine.evaluate(valid[:cut], keys)
+            engine.evaluate([valid[:cut]], keys)
 
 
 def test_foreign_keys_are_refused(engine: VectorEngine, evaluation: EvaluationKeys) -> None:
+    levels = evaluation.levels
     with pytest.raises(FormatError):
-        engine.load_keys(EvaluationKeys(evaluation.galois, evaluation.relinearisation))
+        engine.load_keys(EvaluationKeys(tuple(LevelKeys(each.galois, each.relinearisation) for each in levels)))
+    cut = replace(levels[0], galois=levels[0].galois[:-1])
+    with pytest.raises(FormatError, match="Galois keys"):
+        engine.load_keys(EvaluationKeys((cut, *levels[1:])))
     with pytest.raises(FormatError):
-        engine.load_keys(EvaluationKeys(evaluation.relinearisation, evaluation.galois[:-1]))
+        engine.load_keys(EvaluationKeys(levels[::-1]))
+    with pytest.raises(FormatError, match="the plan needs 5"):
+        engine.load_keys(EvaluationKeys(levels[1:]))
 
 
 def test_weights_that_vanish_are_refused() -> None:

@@ -1,0 +1,246 @@
+"""Evaluating a batch plan: thousands of images at once, one value in each ciphertext.
+
+Ciphertexts come one after the other in the plan's order and are used once; see `hemacrypt.batch_schedule`. Affine maps
+are integer matrix products over residues, squares and key switches are SEAL's to the bit, and no step depends on how
+the work is shared among threads, so neither do the replies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from time import perf_counter
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from hemacrypt import sealformat
+from hemacrypt.batch_plan import BatchLinear, BatchPlan
+from hemacrypt.batch_schedule import make_schedule, memory_bytes
+from hemacrypt.engines.vector import kernels, products
+from hemacrypt.engines.vector.evaluator import Evaluator, expand, switching_key
+from hemacrypt.engines.vector.ntt import Words
+from hemacrypt.engines.vector.ring import Ring
+from hemacrypt.errors import FormatError, PlanError
+
+# The SEAL whose headers replies carry: the one inside TenSEAL 0.3.16 and later.
+_SEAL_MINOR = 3
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class BatchEngine:
+    """Evaluates one batch plan; may be shared by threads, for every evaluation has arrays of its own.
+
+    Parameters
+    ----------
+    plan:
+        The plan, weights included.
+    threads:
+        How many threads share the work of one evaluation.
+
+    Attributes
+    ----------
+    memory_bytes:
+        Most bytes of working arrays that one evaluation takes.
+
+    Raises
+    ------
+    PlanError
+        If there is to be no thread.
+    """
+
+    name: ClassVar[str] = "vector"
+
+    def __init__(self, plan: BatchPlan, threads: int = 1) -> None:
+        if threads < 1:
+            raise PlanError(f"{threads} threads; expected at least 1")
+        self.plan = plan
+        self.threads = threads
+        self.ring = Ring(plan.parameters)
+        self.evaluator = Evaluator(self.ring)
+        self.layers = make_schedule(plan)
+        self.biases = [self._constants(linear) for linear in plan.linears]
+        self.memory_bytes = memory_bytes(plan, self.layers, threads)
+
+    def load_key(self, relinearisation: bytes) -> Words:
+        """Check a client's relinearisation key, expand its seeds, bring it into the engine's form.
+
+        Parameters
+        ----------
+        relinearisation:
+            Straight from the wire; the one that the latency plan uses will do. Empty when the plan squares nothing.
+
+        Raises
+        ------
+        FormatError
+            If it does not fit the plan.
+        """
+        if not self.plan.public.needs_relinearisation:
+            if relinearisation:
+                raise FormatError("relinearisation key", "this plan squares nothing and needs none; leave it out")
+            return np.empty(0, dtype=np.uint32)
+        return switching_key(self.ring, sealformat.read_relinearisation_key(relinearisation, self.plan.parameters))
+
+    def evaluate(
+        self, ciphertexts: Iterable[bytes], key: Words, seconds: dict[str, float] | None = None
+    ) -> list[bytes]:
+        """Evaluate the network on a batch.
+
+        Parameters
+        ----------
+        ciphertexts:
+            Straight from the wire, in the plan's order of inputs; each is checked before anything is done with it,
+            and forgotten before the next few are asked for.
+        key:
+            What `load_key` returned.
+        seconds:
+            When given, filled with how long it took to ``read`` ciphertexts, to form ``products``, and to ``close``
+            sums: square, relinearise, rescale, write. Waiting for ciphertexts counts as reading.
+
+        Returns
+        -------
+        list of bytes
+            One serialised ciphertext for each logit.
+
+        Raises
+        ------
+        FormatError
+            If a ciphertext is not what the plan demands, or there are more or fewer than it demands.
+        """
+        spent = {} if seconds is None else seconds
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="batch") as pool:
+            return _Evaluation(self, key, pool, spent).run(iter(ciphertexts))
+
+    def _constants(self, linear: BatchLinear) -> Words:
+        """Return the biases at the scale of the product modulo each prime, shape (outputs, k)."""
+        primes = self.plan.parameters.data_primes[: linear.level + 1]
+        whole = [round(bias * linear.product_scale) for bias in linear.bias.tolist()]
+        return np.array([[number % prime for prime in primes] for number in whole], dtype=np.uint32)
+
+
+class _Evaluation:
+    """The arrays of one evaluation, and the way of the chunks through the layers."""
+
+    def __init__(self, engine: BatchEngine, key: Words, pool: ThreadPoolExecutor, spent: dict[str, float]) -> None:
+        self._engine, self._plan, self._key, self._pool, self._spent = engine, engine.plan, key, pool, spent
+        degree = self._plan.parameters.degree
+        shapes = [(linear.polynomials, linear.level + 1, degree) for linear in self._plan.linears]
+        together = list(zip(engine.layers, shapes, strict=True))
+        self._sums = [np.empty((layer.open, *shape), dtype=np.uint32) for layer, shape in together]
+        self._arrived = [np.empty((layer.largest, *shape), dtype=np.uint32) for layer, shape in together]
+        self._waiting = [iter(layer.chunks) for layer in engine.layers]
+        self._replies: dict[int, bytes] = {}
+
+    def run(self, ciphertexts: Iterator[bytes]) -> list[bytes]:
+        public, done = self._plan.public, 0
+        for chunk in self._engine.layers[0].chunks:
+            count = len(chunk.inputs)
+            with self._clock("read"):
+                for start in range(0, count, self._engine.threads):
+                    wanted = min(self._engine.threads, count - start)
+                    few = list(islice(ciphertexts, wanted))
+                    if len(few) < wanted:
+                        raise FormatError(
+                            "ciphertexts",
+                            f"{done + start + len(few)} came; expected {public.inputs}, one for each value",
+                        )
+                    self._each(self._read, [(start + place, data) for place, data in enumerate(few)])
+            done += count
+            self._forward(0)
+        if next(ciphertexts, None) is not None:
+            raise FormatError("ciphertexts", f"more came than {public.inputs}, one for each value; send no others")
+        return [self._replies[number] for number in range(public.outputs)]
+
+    def _read(self, item: tuple[int, bytes]) -> None:
+        place, data = item
+        public = self._plan.public
+        residues = sealformat.read_ciphertext(data, public.parameters, public.input_level, public.input_scale)
+        self._arrived[0][place] = expand(self._engine.ring, residues)
+
+    def _forward(self, number: int) -> None:
+        """Use the chunk that has arrived at a layer, and send on what is complete now."""
+        chunk = next(self._waiting[number])
+        inputs, sums = self._arrived[number][: len(chunk.inputs)], self._sums[number]
+        _, polynomials, primes, degree = sums.shape
+        places, kept = chunk.sums * sums[0].size, (~chunk.opens).astype(np.uint32)
+
+        def multiply(part: tuple[int, int, int]) -> None:
+            polynomial, row, first = part
+            products.multiply(
+                inputs,
+                sums,
+                polynomial,
+                row,
+                first,
+                first + degree // 2,
+                chunk.groups,
+                chunk.columns,
+                chunk.weights,
+                places,
+                kept,
+                self._engine.ring.tables,
+            )
+
+        with self._clock("products"):
+            parts = [(c, i, n) for i in range(primes) for c in range(polynomials) for n in (0, degree // 2)]
+            self._each(multiply, parts)
+        outputs, closed = chunk.closing
+        if number + 1 == len(self._sums):
+            with self._clock("close"):
+                values = zip(outputs.tolist(), closed.tolist(), strict=True)
+                self._each(lambda pair: self._reply(number, *pair), list(values))
+            return
+        room = self._engine.layers[number + 1].largest
+        for start in range(0, len(outputs), room):
+            pairs = zip(outputs[start : start + room].tolist(), closed[start : start + room].tolist(), strict=True)
+            with self._clock("close"):
+                self._each(lambda item: self._square(number, item[0], *item[1]), list(enumerate(pairs)))
+            self._forward(number + 1)
+
+    def _complete(self, number: int, output: int, place: int) -> Words:
+        """Turn a sum into a value of its layer, shape (2, k, N)."""
+        engine, linear, total = self._engine, self._plan.linears[number], self._sums[number][place]
+        value = np.empty_like(total)
+        products.close(total, engine.biases[number][output], value, engine.ring.tables)
+        return self._lowered(value, linear.relinearise, linear.rescales)
+
+    def _lowered(self, value: Words, relinearise: bool, rescales: int) -> Words:
+        if relinearise:
+            value = self._engine.evaluator.relinearise(value, self._key)
+        for _ in range(rescales):
+            value = self._engine.evaluator.rescale(value)
+        return value
+
+    def _square(self, number: int, arrival: int, output: int, place: int) -> None:
+        """Square a complete value and let it arrive at the next layer."""
+        step, value = self._plan.squares[number], self._complete(number, output, place)
+        target = self._arrived[number + 1][arrival]
+        if step.relinearise:
+            target[:] = self._lowered(self._engine.evaluator.square(value), True, step.rescales)
+        else:
+            kernels.square(value, target, self._engine.ring.tables, 0, 1)
+
+    def _reply(self, number: int, output: int, place: int) -> None:
+        public, value = self._plan.public, self._complete(number, output, place)
+        stream = sealformat.ciphertext_stream(value, public.parameters, public.output_scale, _SEAL_MINOR)
+        self._replies[output] = stream
+
+    def _each(self, function: Callable[[Item], Any], items: list[Item]) -> None:
+        """Call a function for all items, on all threads."""
+        if self._engine.threads == 1:
+            for item in items:
+                function(item)
+        else:
+            # The first fault is raised here; calls that have begun end before the pool does.
+            for _ in self._pool.map(function, items):
+                pass
+
+    @contextmanager
+    def _clock(self, part: str) -> Iterator[None]:
+        started = perf_counter()
+        yield
+        self._spent[part] = self._spent.get(part, 0.0) + perf_counter() - started
