@@ -257,8 +257,8 @@ class Client:
     def predict_many(self, images: Iterable[Image]) -> Iterator[Prediction]:
         """Predict images over one stream, yielding results in order while later images are still on their way.
 
-        Images of a sequence, which are all there already, go in pairs where the service has a plan for that. Those of
-        any other iterable go one by one: none ever waits for a partner.
+        Images of a sequence or an array, which are all there already, go in pairs where the service has a plan for
+        that. Those of any other iterable go one by one: none ever waits for a partner.
 
         Raises
         ------
@@ -303,7 +303,7 @@ class Client:
 
     def _grouped(self, images: Iterable[Image]) -> Iterator[tuple[PublicPlan, list[Image]]]:
         pair = self.pair_plan
-        if pair is None or not isinstance(images, Sequence):
+        if pair is None or not isinstance(images, Sequence | np.ndarray):
             yield from ((self.plan, [image]) for image in images)
             return
         for start in range(0, len(images), 2):

@@ -126,13 +126,13 @@ def unwrap(data: bytes, largest: int, field: str) -> bytes:
     if size != len(data):
         raise FormatError(field, f"its header promises {size} bytes, {len(data)} came; it was cut off or extended")
     if compression == _NONE:
+        if size - HEADER.size > largest:
+            raise FormatError(field, f"holds {size - HEADER.size} bytes, at most {largest} were expected")
         body = data[HEADER.size :]
     elif compression == _ZSTD:
         body = _inflate(memoryview(data)[HEADER.size :], largest, field)
     else:
         raise FormatError(field, f"compression {compression} is not accepted; use none or zstd")
-    if len(body) > largest:
-        raise FormatError(field, f"holds {len(body)} bytes, at most {largest} were expected")
     return body
 
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,10 @@ class KeysDamagedError(Exception):
 
 def apart(body: bytes, sizes: Sequence[int]) -> tuple[bytes, ...]:
     """Take a frame apart into pieces of given sizes, which its header names."""
-    if sum(sizes) != len(body):
-        raise ValueError(f"a frame of {len(body)} bytes, its header names {sum(sizes)}")
-    starts = [sum(sizes[:number]) for number in range(len(sizes))]
-    return tuple(body[start : start + size] for start, size in zip(starts, sizes, strict=True))
+    ends = [0, *accumulate(sizes)]
+    if ends[-1] != len(body) or min(sizes, default=0) < 0:
+        raise ValueError(f"a frame of {len(body)} bytes, its header names {ends[-1]}")
+    return tuple(body[start:end] for start, end in pairwise(ends))
 
 
 class Worker:

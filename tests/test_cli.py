@@ -24,9 +24,12 @@ _COMMANDS = {
     "demo": ("--out", "--limit", "--workers"),
     "train": ("--out", "--data", "--protocol", "--epochs", "--seed"),
     "export": (),
-    "plan": ("--json",),
+    "plan": ("--json", "--images", "--key-budget-mb"),
     "evaluate": (),
-    "serve": ("--host", "--port", "--store", "--workers", "--engine", "--port-file", "--tls-certificate", "--tls-key"),
+    "serve": (
+        *("--host", "--port", "--store", "--workers", "--threads", "--engine", "--key-budget-mb"),
+        *("--port-file", "--tls-certificate", "--tls-key"),
+    ),
     "models": ("--server", "--tls-root"),
     "keygen": ("--server", "--model", "--keys", "--tls-root", "--replace"),
     "register": ("--server", "--model", "--keys", "--tls-root"),
@@ -107,7 +110,7 @@ def test_the_embedded_plan_is_secure_and_small(planned: dict[str, object], bundl
         product *= prime
     assert planned["modulus_bits"] == product.bit_length() <= LARGEST_MODULUS_BITS[8192] == 218
     assert planned["model"] == bundle.manifest.name
-    assert planned["plan_id"] == plan_bundle(bundle).public.plan_id
+    assert planned["plan_id"] == plan_bundle(bundle)[0].public.plan_id
 
 
 def test_the_embedded_plan_keeps_the_promised_sizes(planned: dict[str, object]) -> None:
@@ -115,10 +118,11 @@ def test_the_embedded_plan_keeps_the_promised_sizes(planned: dict[str, object]) 
     assert isinstance(sizes, dict)
     assert sizes["upload"] <= 245_000
     assert 0 < planned["logit_error_bound"] < planned["logit_limit"]  # type: ignore[operator]
-    names = [step["name"] for step in planned["steps"]]  # type: ignore[attr-defined]
+    kinds = [step["kind"] for step in planned["steps"]]  # type: ignore[attr-defined]
     levels = [step["level"] for step in planned["steps"]]  # type: ignore[attr-defined]
-    assert len(names) == 5
-    assert names[1::2] == ["square", "square"]
+    assert sizes["evaluation_keys"] <= 40_000_000
+    assert kinds == ["affine", "plain", "affine", "plain", "affine"]
+    assert planned["images"] == 1
     assert levels == sorted(levels, reverse=True)
 
 
@@ -126,8 +130,29 @@ def test_the_plan_is_shown_as_a_table_too(planned: dict[str, object]) -> None:
     done = _run("plan")
     assert done.returncode == 0, done.stderr
     assert "8192" in done.stdout
-    for word in ("level", "scale", "rotations", "square"):
+    for word in ("level", "scale", "turns", "square"):
         assert word in done.stdout.lower()
+
+
+def test_the_plan_for_two_images_is_shown_too(planned: dict[str, object], bundle: Bundle) -> None:
+    done = _run("plan", "--json", "--images", 2)
+    assert done.returncode == 0, done.stderr
+    pair = json.loads(done.stdout)
+    assert pair["images"] == 2
+    assert pair["plan_id"] == plan_bundle(bundle)[1].public.plan_id != planned["plan_id"]
+    # One key set serves both.
+    assert (pair["keys"], pair["data_primes"]) == (planned["keys"], planned["data_primes"])
+    three = _run("plan", "--images", 3)
+    assert three.returncode == 2
+    assert "Traceback" not in three.stderr
+
+
+def test_fewer_keys_may_be_asked_for(planned: dict[str, object]) -> None:
+    done = _run("plan", "--json", "--key-budget-mb", 15)
+    assert done.returncode == 0, done.stderr
+    cheap = json.loads(done.stdout)
+    assert cheap["bytes"]["evaluation_keys"] <= 15_000_000 < planned["bytes"]["evaluation_keys"]  # type: ignore[index]
+    assert cheap["estimated_ms"] > planned["estimated_ms"]
 
 
 @pytest.mark.parametrize("what", ["absent", "file", "empty"])

@@ -24,7 +24,7 @@ from hemacrypt.planner import plan_bundle
 from hemacrypt.preprocess import Pixels, Preprocessing
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
-from hemacrypt.wire import plan_to_message, preprocessing_to_message
+from hemacrypt.wire import digest, plan_to_message, preprocessing_to_message
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,26 @@ class Small:
     """A logistic regression on 4x4 pixels with two logits: degree 4096, keys within a tenth of a second."""
 
     bundle: Bundle
-    full_plan: Plan
+    plans: tuple[Plan, ...]
 
     @property
     def plan(self) -> PublicPlan:
-        return self.full_plan.public
+        return self.plans[0].public
 
     @cached_property
+    def engines(self) -> dict[str, SealEngine]:
+        return {plan.public.plan_id: SealEngine(plan) for plan in self.plans}
+
+    @property
     def engine(self) -> SealEngine:
-        return SealEngine(self.full_plan)
+        """The engine of the plan for one image."""
+        return self.engines[self.plan.plan_id]
 
     def message(self) -> pb.GetModelResponse:
         """Return what an honest service says about the model."""
         return pb.GetModelResponse(
             model=pb.ModelSummary(name="small", description="a test", plan_id=self.plan.plan_id),
-            plan=plan_to_message(self.plan),
+            plans=[plan_to_message(plan.public) for plan in self.plans],
             preprocessing=preprocessing_to_message(self.bundle.manifest.preprocessing),
             largest_key_set=1 << 30,
             largest_ciphertext=1 << 20,
@@ -107,10 +112,9 @@ class Impostor(pb_grpc.EncryptedInferenceServicer):
         return self._answer("RegisterKeys", pb.RegisterKeysResponse(key_set_id=key_set_id(blob)), context)
 
     def evaluate(self, request: pb.PredictRequest) -> pb.PredictResponse:
-        import hashlib
-
-        reply = self.small.engine.evaluate(request.ciphertext, self.keys[request.key_set_id])
-        return pb.PredictResponse(ciphertext=reply, ciphertext_sha256=hashlib.sha256(reply).hexdigest())
+        engine = self.small.engines[request.plan_id]
+        reply = engine.evaluate(request.ciphertexts, self.keys[request.key_set_id])
+        return pb.PredictResponse(ciphertexts=reply, ciphertext_sha256=digest(reply))
 
     def Predict(self, request: pb.PredictRequest, context: grpc.ServicerContext) -> Any:  # noqa: N802
         return self._answer("Predict", self.evaluate(request), context)

@@ -77,7 +77,7 @@ def test_descriptions_are_shown_as_they_are_and_steer_no_terminal(met: Met) -> N
 def test_a_false_answer_is_one_line_and_no_prediction(met: Met, picture: Path) -> None:
     def tamper(method: str, answer: Any, context: grpc.ServicerContext) -> Any:
         if method == "Predict":
-            answer.ciphertext = answer.ciphertext[:-1] + b"x"
+            answer.ciphertexts[0] = answer.ciphertexts[0][:-1] + b"x"
         return answer
 
     met.impostor.tamper = tamper

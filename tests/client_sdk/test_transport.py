@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from client_sdk import Client, ClientError, ReplyError, RequestRefusedError, Ser
 from client_sdk._crypto import KeyHolder
 from hemacrypt.preprocess import Pixels
 from hemacrypt.v1 import inference_pb2 as pb
+from hemacrypt.wire import digest
 from tests.client_sdk.conftest import Met, Small
 
 # A call that waits for its deadline would run into the limit of the test and not of the call.
@@ -166,9 +166,9 @@ def test_a_bit_that_flips_in_the_answer_is_noticed(met: Met, pixels: Pixels) -> 
     places = iter([0, 20, 3000, -1])
 
     def tamper(method: str, answer: pb.PredictResponse, context: grpc.ServicerContext) -> pb.PredictResponse:
-        content = bytearray(answer.ciphertext)
+        content = bytearray(answer.ciphertexts[0])
         content[next(places)] ^= 1
-        answer.ciphertext = bytes(content)
+        answer.ciphertexts[0] = bytes(content)
         return answer
 
     met.impostor.tamper = tamper
@@ -177,8 +177,8 @@ def test_a_bit_that_flips_in_the_answer_is_noticed(met: Met, pixels: Pixels) -> 
             met.client.predict(pixels)
 
 
-def _resealed(content: bytes) -> pb.PredictResponse:
-    return pb.PredictResponse(ciphertext=content, ciphertext_sha256=hashlib.sha256(content).hexdigest())
+def _resealed(*contents: bytes) -> pb.PredictResponse:
+    return pb.PredictResponse(ciphertexts=contents, ciphertext_sha256=digest(contents))
 
 
 _FALSE_REPLIES: dict[str, Callable[[bytes], bytes]] = {
@@ -195,14 +195,14 @@ _FALSE_REPLIES: dict[str, Callable[[bytes], bytes]] = {
 def test_an_answer_that_is_no_ciphertext_is_an_error(
     met: Met, pixels: Pixels, falsify: Callable[[bytes], bytes]
 ) -> None:
-    met.impostor.tamper = lambda method, answer, context: _resealed(falsify(answer.ciphertext))
+    met.impostor.tamper = lambda method, answer, context: _resealed(falsify(answer.ciphertexts[0]))
     with pytest.raises(ReplyError, match="cannot be decrypted"):
         met.client.predict(pixels)
 
 
 def test_the_image_sent_back_is_no_answer(met: Met, pixels: Pixels) -> None:
-    request, _ = met.client._request(pixels)
-    met.impostor.tamper = lambda method, answer, context: _resealed(request.ciphertext)
+    request, _ = met.client._request(met.client.plan, [pixels])
+    met.impostor.tamper = lambda method, answer, context: _resealed(*request.ciphertexts)
     with pytest.raises(ReplyError):
         met.client.predict(pixels)
 
@@ -213,8 +213,8 @@ def test_an_answer_under_another_key_is_an_error(met: Met, small: Small, pixels:
     keys = small.engine.load_keys(stranger.evaluation_keys())
     for _ in range(5):
         foreign = small.engine.evaluate(stranger.encrypt(met.client.preprocessing(pixels)), keys)
-        assert stranger.decrypt(foreign).shape == (2,)
-        met.impostor.tamper = lambda method, answer, context, reply=foreign: _resealed(reply)
+        assert stranger.decrypt(foreign).shape == (1, 2)
+        met.impostor.tamper = lambda method, answer, context, reply=foreign: _resealed(*reply)
         with pytest.raises(ReplyError):
             met.client.predict(pixels)
 
@@ -265,7 +265,8 @@ def test_a_stream_that_answers_something_else_is_an_error(
 ) -> None:
     met.impostor.tamper = _stream(change)
     with pytest.raises(ClientError) as error:
-        list(met.client.predict_many([pixels, pixels[::-1]]))
+        # One by one, so that the stream has two answers.
+        list(met.client.predict_many(iter([pixels, pixels[::-1]])))
     assert str(error.value).isprintable()
 
 

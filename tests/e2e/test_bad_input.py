@@ -22,11 +22,12 @@ from hemacrypt import sealformat, sealio
 from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import SampleCell, bundle_path
 from hemacrypt.errors import ImageError
-from hemacrypt.evaluation_keys import EvaluationKeys, key_set_id
+from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys, key_set_id
 from hemacrypt.network import CollapsedNetwork, Dense
 from hemacrypt.plan import Layout, PublicPlan
 from hemacrypt.planner import plan_network
 from hemacrypt.v1 import inference_pb2 as pb
+from hemacrypt.wire import digest
 
 
 @pytest.fixture(autouse=True)
@@ -52,12 +53,12 @@ def _stored(service_directory: Path) -> dict[str, str]:
 
 @pytest.fixture
 def valid(client: Client, cells: list[SampleCell]) -> pb.PredictRequest:
-    return client._request(cells[0].path)[0]
+    return client._request(client.plan, [cells[0].path])[0]
 
 
-def _carry(request: pb.PredictRequest, ciphertext: bytes) -> None:
-    request.ciphertext = ciphertext
-    request.ciphertext_sha256 = hashlib.sha256(ciphertext).hexdigest()
+def _carry(request: pb.PredictRequest, *ciphertexts: bytes) -> None:
+    request.ciphertexts[:] = ciphertexts
+    request.ciphertext_sha256 = digest(ciphertexts)
 
 
 def _refusal(client: Client, request: pb.PredictRequest) -> RequestRefusedError:
@@ -78,7 +79,7 @@ def other() -> KeyHolder:
 def _altered(client: Client, **changes: object) -> KeyHolder:
     """The client's own key, but following a plan that differs."""
     values = {field: getattr(client.plan, field) for field in PublicPlan.__dataclass_fields__} | changes
-    return KeyHolder(PublicPlan(**values), client._holder().secret_bytes())
+    return KeyHolder(PublicPlan(**values), client._holder(client.plan).secret_bytes())
 
 
 def _uncompressed(ciphertext: bytes, client: Client) -> bytearray:
@@ -128,23 +129,33 @@ _DAMAGES: dict[str, tuple[Callable[[bytes, Client], bytes], str]] = {
 def test_damaged_ciphertexts_are_refused(
     client: Client, valid: pb.PredictRequest, damage: Callable[[bytes, Client], bytes], told: str
 ) -> None:
-    _carry(valid, damage(valid.ciphertext, client))
+    _carry(valid, damage(valid.ciphertexts[0], client))
     refused = _refusal(client, valid)
     assert (refused.status, refused.reason) == ("INVALID_ARGUMENT", "CIPHERTEXT_INVALID")
     assert told in str(refused)
 
 
+@pytest.mark.parametrize("count", [0, 2, 100])
+def test_more_or_fewer_ciphertexts_than_the_plan_has_are_refused(
+    client: Client, valid: pb.PredictRequest, count: int
+) -> None:
+    _carry(valid, *[valid.ciphertexts[0][:1000]] * count)
+    refused = _refusal(client, valid)
+    assert (refused.status, refused.reason) == ("INVALID_ARGUMENT", "CIPHERTEXT_INVALID")
+    assert f"{count} ciphertexts; the plan lays its input over 1" in str(refused)
+
+
 def test_a_bit_that_flips_on_the_way_is_noticed(client: Client, valid: pb.PredictRequest) -> None:
-    content = bytearray(valid.ciphertext)
+    content = bytearray(valid.ciphertexts[0])
     content[len(content) // 2] ^= 0x10
-    valid.ciphertext = bytes(content)
+    valid.ciphertexts[0] = bytes(content)
     assert _refusal(client, valid).reason == "DIGEST_MISMATCH"
 
 
 def test_a_ciphertext_for_other_parameters_is_refused(
     client: Client, valid: pb.PredictRequest, other: KeyHolder
 ) -> None:
-    _carry(valid, other.encrypt(np.zeros((1, 4, 4))))
+    _carry(valid, *other.encrypt(np.zeros((1, 4, 4))))
     assert _refusal(client, valid).reason == "CIPHERTEXT_INVALID"
 
 
@@ -152,7 +163,7 @@ def test_a_ciphertext_at_another_scale_is_refused(
     client: Client, valid: pb.PredictRequest, cells: list[SampleCell]
 ) -> None:
     holder = _altered(client, input_scale=client.plan.input_scale * 2)
-    _carry(valid, holder.encrypt(client.preprocessing(cells[0].path)))
+    _carry(valid, *holder.encrypt(client.preprocessing(cells[0].path)))
     refused = _refusal(client, valid)
     assert (refused.reason, refused.status) == ("CIPHERTEXT_INVALID", "INVALID_ARGUMENT")
     assert "scale" in str(refused)
@@ -204,18 +215,41 @@ def test_keys_for_other_parameters_are_refused(client: Client, other: KeyHolder)
 
 
 def test_keys_without_a_rotation_are_refused(client: Client) -> None:
-    fewer = _altered(client, rotation_steps=client.plan.rotation_steps[1:])
+    first, *others = client.plan.keys
+    fewer = _altered(client, keys=(first._replace(elements=first.elements[1:]), *others))
     assert _keys_refused(client, fewer.evaluation_keys().to_bytes()).reason == "KEYS_INVALID"
 
 
 def test_keys_with_a_rotation_too_many_are_refused(client: Client) -> None:
-    more = _altered(client, rotation_steps=(*client.plan.rotation_steps, 4095))
+    *others, last = client.plan.keys
+    unused = next(element for element in range(5, 1000, 2) if element not in last.elements)
+    more = _altered(client, keys=(*others, last._replace(elements=tuple(sorted((*last.elements, unused))))))
     assert _keys_refused(client, more.evaluation_keys().to_bytes()).reason == "KEYS_INVALID"
 
 
 def test_swapped_keys_are_refused(client: Client) -> None:
-    keys = EvaluationKeys.from_bytes(client.keys.evaluation_blob())
-    assert _keys_refused(client, EvaluationKeys(keys.galois, keys.relinearisation).to_bytes()).reason == "KEYS_INVALID"
+    levels = EvaluationKeys.from_bytes(client.keys.evaluation_blob()).levels
+    swapped = tuple(LevelKeys(keys.galois, keys.relinearisation) for keys in levels)
+    assert _keys_refused(client, EvaluationKeys(swapped).to_bytes()).reason == "KEYS_INVALID"
+
+
+def test_keys_at_another_level_are_refused(client: Client) -> None:
+    """Every level's keys are fine ones, but each for another chain than the one that it stands for."""
+    levels = EvaluationKeys.from_bytes(client.keys.evaluation_blob()).levels
+    lower = [number for number, group in enumerate(client.plan.keys) if group.relinearise]
+    moved = list(levels)
+    moved[lower[0]], moved[lower[1]] = levels[lower[1]], levels[lower[0]]
+    refused = _keys_refused(client, EvaluationKeys(tuple(moved)).to_bytes())
+    assert (refused.status, refused.reason) == ("INVALID_ARGUMENT", "KEYS_INVALID")
+
+
+@pytest.mark.parametrize("change", ["fewer", "more", "empty"])
+def test_keys_for_more_or_fewer_levels_are_refused(client: Client, change: str) -> None:
+    levels = EvaluationKeys.from_bytes(client.keys.evaluation_blob()).levels
+    changed = {"fewer": levels[:-1], "more": (*levels, levels[-1]), "empty": ()}[change]
+    refused = _keys_refused(client, EvaluationKeys(changed).to_bytes())
+    assert refused.reason == "KEYS_INVALID"
+    assert f"for {len(changed)} levels" in str(refused)
 
 
 def test_cut_keys_are_refused(client: Client) -> None:

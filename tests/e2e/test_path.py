@@ -23,6 +23,7 @@ from client_sdk import Client, KeysMissingError, RequestRefusedError, ServiceUna
 from client_sdk.demo import run_demo, running_service
 from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import SampleCell, bundle_path
+from hemacrypt.engines import DEFAULT_ENGINE
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
 from tests.e2e.recording import recording_proxy
@@ -48,11 +49,29 @@ def test_stream_gives_the_same_answers_in_order(client: Client, cells: list[Samp
         assert np.abs(answer.logits - client.predict(cell.path).logits).max() <= 2 * client.plan.logit_error_bound
 
 
+def test_a_list_goes_in_pairs_and_every_answer_belongs_to_its_image(
+    client: Client, bundle: Bundle, cells: list[SampleCell], service_directory: Path
+) -> None:
+    log = service_directory / "service.log"
+    chosen = [*cells, *cells[::-1]][:7]
+    before = log.read_text().count("answered")
+    answers = list(client.predict_many([cell.path for cell in chosen]))
+    assert log.read_text().count("answered") - before == 4
+    assert [answer.source for answer in answers] == [str(cell.path) for cell in chosen]
+    assert [answer.images for answer in answers] == [2] * 6 + [1]
+    clear = bundle.network(np.stack([client.preprocessing(cell.path) for cell in chosen]))
+    for answer, expected in zip(answers, clear, strict=True):
+        assert np.abs(answer.logits - expected).max() <= answer.error_bound
+        assert answer.index == int(np.argmax(expected))
+    assert client.pair_plan is not None
+    assert answers[0].error_bound == client.pair_plan.logit_error_bound
+
+
 def test_stream_goes_on_after_a_refused_image(client: Client, address: str, cells: list[SampleCell]) -> None:
-    good, _ = client._request(cells[0].path)
+    good, _ = client._request(client.plan, [cells[0].path])
     bad = pb.PredictRequest()
     bad.CopyFrom(good)
-    bad.ciphertext += b"more"
+    bad.ciphertexts[0] += b"more"
     with grpc.insecure_channel(address) as channel:
         stub = pb_grpc.EncryptedInferenceStub(channel)  # type: ignore[no-untyped-call]
         replies = list(stub.PredictStream(iter([good, bad, good]), timeout=60))
@@ -64,7 +83,7 @@ def test_stream_goes_on_after_a_refused_image(client: Client, address: str, cell
 def test_stream_answers_a_client_that_waits_for_each_answer(
     client: Client, address: str, cells: list[SampleCell]
 ) -> None:
-    request, _ = client._request(cells[0].path)
+    request, _ = client._request(client.plan, [cells[0].path])
     answered = threading.Semaphore(1)
 
     def one_by_one() -> Iterator[pb.PredictRequest]:
@@ -155,7 +174,7 @@ def test_keys_survive_a_restart_and_a_deleted_key_set_is_gone(
         assert second.forget() is True
         assert second.forget() is False
         assert not (tmp_path / "store" / key_set).exists()
-        request, _ = second._request(cells[0].path)
+        request, _ = second._request(second.plan, [cells[0].path])
         with pytest.raises(RequestRefusedError) as refused:
             second._predict_once(request)
         assert refused.value.reason == "KEY_SET_NOT_FOUND"
@@ -203,7 +222,7 @@ def test_registering_twice_uploads_once(client: Client) -> None:
 
 
 def test_a_deadline_is_honoured(client: Client, cells: list[SampleCell], address: str) -> None:
-    request, _ = client._request(cells[0].path)
+    request, _ = client._request(client.plan, [cells[0].path])
     with grpc.insecure_channel(address) as channel:
         stub = pb_grpc.EncryptedInferenceStub(channel)  # type: ignore[no-untyped-call]
         with pytest.raises(grpc.RpcError) as error:
@@ -244,11 +263,11 @@ def test_a_stopping_service_finishes_what_runs(bundle: Bundle, cells: list[Sampl
         with Client(target, bundle.manifest.name, key_directory=tmp_path / "keys") as client:
             client.prepare()
             client.predict(cells[0].path)
-            request, _ = client._request(cells[0].path)
+            request, _ = client._request(client.plan, [cells[0].path])
             running = client._stub.Predict.future(request, timeout=60)
             time.sleep(0.1)
             process.send_signal(signal.SIGTERM)
-            assert client._holder().decrypt(running.result(timeout=60).ciphertext).shape == (2,)
+            assert client._holder(client.plan).decrypt(running.result(timeout=60).ciphertexts).shape == (1, 2)
             assert process.wait(timeout=60) == 0
             with pytest.raises(ServiceUnavailableError):
                 client.predict(cells[0].path)
@@ -264,15 +283,21 @@ def _wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-def test_the_vector_engine_serves_too(bundle: Bundle, cells: list[SampleCell], tmp_path: Path) -> None:
+def test_the_reference_engine_serves_too(bundle: Bundle, cells: list[SampleCell], tmp_path: Path) -> None:
+    assert DEFAULT_ENGINE == "vector"
     with (
-        running_service(bundle_path(), tmp_path, 1, tmp_path / "log", engine="vector") as target,
+        running_service(bundle_path(), tmp_path, 1, tmp_path / "log", engine="seal") as target,
         Client(target, bundle.manifest.name, key_directory=tmp_path / "keys") as client,
     ):
         client.prepare()
-        for cell in cells[::3]:
-            clear = bundle.network(client.preprocessing(cell.path)[None])[0]
-            assert np.abs(client.predict(cell.path).logits - clear).max() <= client.plan.logit_error_bound
+        chosen = [cell.path for cell in cells[::2]]
+        clear = bundle.network(np.stack([client.preprocessing(path) for path in chosen]))
+        for path, expected in zip(chosen[:2], clear, strict=False):
+            assert np.abs(client.predict(path).logits - expected).max() <= client.plan.logit_error_bound
+        answers = list(client.predict_many(chosen))
+        assert [answer.images for answer in answers] == [2, 2, 1]
+        for answer, expected in zip(answers, clear, strict=True):
+            assert np.abs(answer.logits - expected).max() <= answer.error_bound
 
 
 def test_the_demo_agrees_and_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

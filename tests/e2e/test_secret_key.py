@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,16 +13,17 @@ from client_sdk.demo import running_service
 from hemacrypt import sealformat, sealio
 from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import SampleCell, bundle_path
-from hemacrypt.evaluation_keys import EvaluationKeys, key_set_id
+from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys, key_set_id
 from hemacrypt.v1 import inference_pb2 as pb
+from hemacrypt.wire import digest
 from tests.e2e.recording import recording_proxy
 
 _BLOCK = 32
 # Every field that carries bytes, and what is in it; a new one has to be argued for here.
 _BYTES_FIELDS = {
     "hemacrypt.v1.RegisterKeysRequest.chunk": "a piece of the evaluation keys",
-    "hemacrypt.v1.PredictRequest.ciphertext": "an encrypted image",
-    "hemacrypt.v1.PredictResponse.ciphertext": "encrypted logits",
+    "hemacrypt.v1.PredictRequest.ciphertexts": "encrypted images",
+    "hemacrypt.v1.PredictResponse.ciphertexts": "encrypted logits",
 }
 
 
@@ -49,7 +49,7 @@ def test_no_byte_of_the_secret_key_reaches_the_wire_or_the_service(
     ):
         key_set = client.prepare()
         client.predict(cells[0].path)
-        list(client.predict_many([cells[1].path]))
+        list(client.predict_many([cell.path for cell in cells[1:4]]))
         evaluation = client.keys.evaluation_blob()
     secret = (tmp_path / "hospital" / "secret.key").read_bytes()
     # As it is stored, and as it is before compression: the residues of the key itself.
@@ -95,8 +95,9 @@ def test_no_message_could_carry_a_secret_key() -> None:
 def test_a_secret_key_in_the_place_of_an_evaluation_key_is_refused_and_not_kept(
     client: Client, service_directory: Path, tmp_path: Path
 ) -> None:
-    secret = client._holder().secret_bytes()
-    blob = EvaluationKeys(relinearisation=secret, galois=secret).to_bytes()
+    secret = client._holder(client.plan).secret_bytes()
+    levels = [LevelKeys(secret * group.relinearise, secret * bool(group.elements)) for group in client.plan.keys]
+    blob = EvaluationKeys(tuple(levels)).to_bytes()
     with pytest.raises(RequestRefusedError) as refused:
         client._upload(blob, key_set_id(blob), lambda sent, total: None)
     assert refused.value.reason == "KEYS_INVALID"
@@ -105,9 +106,9 @@ def test_a_secret_key_in_the_place_of_an_evaluation_key_is_refused_and_not_kept(
 
 
 def test_a_secret_key_in_the_place_of_a_ciphertext_is_refused(client: Client, cells: list[SampleCell]) -> None:
-    request, _ = client._request(cells[0].path)
-    request.ciphertext = client._holder().secret_bytes()
-    request.ciphertext_sha256 = hashlib.sha256(request.ciphertext).hexdigest()
+    request, _ = client._request(client.plan, [cells[0].path])
+    request.ciphertexts[0] = client._holder(client.plan).secret_bytes()
+    request.ciphertext_sha256 = digest(request.ciphertexts)
     with pytest.raises(RequestRefusedError) as refused:
         client._predict_once(request)
     assert refused.value.reason == "CIPHERTEXT_INVALID"

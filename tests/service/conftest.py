@@ -119,5 +119,5 @@ def image(client: Client) -> pb.PredictRequest:
     """A valid request of the shared client; it may be sent to every service that has its keys."""
     from hemacrypt.embedded import sample
 
-    request, _ = client._request(sample()[0].path)
+    request, _ = client._request(client.plan, [sample()[0].path])
     return request

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,11 @@ def file(keys: Keys, tmp_path: Path) -> Path:
 def job(pool: WorkerPool, keys: Keys, file: Path, image: pb.PredictRequest) -> Job:
     """A job that will succeed, with keys that no worker has loaded."""
     pool.forget(keys.name)
-    return Job("predict", image.model, keys.name, file, image.ciphertext)
+    return _prediction(image, keys, file)
+
+
+def _prediction(image: pb.PredictRequest, keys: Keys, file: Path) -> Job:
+    return Job("predict", image.model, image.plan_id, keys.name, file, tuple(image.ciphertexts))
 
 
 def _pid(pool: WorkerPool) -> int:
@@ -88,18 +93,18 @@ def test_a_job_is_done(pool: WorkerPool, job: Job, client: Client) -> None:
     outcome = pool.submit(job).result()
     assert outcome.header["ok"] is True
     assert outcome.header["compute_us"] > 0
-    assert client._holder().decrypt(outcome.body).shape == (2,)
+    assert client._holder(client.plan).decrypt(outcome.ciphertexts).shape == (1, 2)
 
 
 def test_keys_are_checked_without_an_image(pool: WorkerPool, job: Job) -> None:
-    outcome = pool.submit(Job("check_keys", job.model, job.key_set_id, job.keys)).result()
-    assert (outcome.header["ok"], outcome.body) == (True, b"")
+    outcome = pool.submit(replace(job, kind="check_keys", ciphertexts=())).result()
+    assert (outcome.header["ok"], outcome.ciphertexts) == (True, ())
     assert "compute_us" not in outcome.header
 
 
 def test_a_foreign_image_is_refused_and_the_worker_lives_on(pool: WorkerPool, job: Job) -> None:
     before = _pid(pool)
-    outcome = pool.submit(Job("predict", job.model, job.key_set_id, job.keys, b"nonsense")).result()
+    outcome = pool.submit(replace(job, ciphertexts=(b"nonsense",))).result()
     assert _refusal(outcome) == "ciphertext"
     assert outcome.header["field"] == "ciphertext"
     assert pool.submit(job).result().header["ok"]
@@ -136,12 +141,12 @@ def test_a_full_queue_refuses_and_a_cancelled_job_gives_its_place_up(
     given: list[Job] = []
     call = pool_module._Process.call
 
-    def recorded(self: pool_module._Process, job: Job) -> tuple[dict[str, Any], bytes]:
+    def recorded(self: pool_module._Process, job: Job) -> tuple[dict[str, Any], tuple[bytes, ...]]:
         given.append(job)
         return call(self, job)
 
     monkeypatch.setattr(pool_module._Process, "call", recorded)
-    given_up, patient = (Job(job.kind, job.model, job.key_set_id, job.keys, job.body) for _ in range(2))
+    given_up, patient = (replace(job) for _ in range(2))
     os.kill(_pid(pool), signal.SIGSTOP)
     running = pool.submit(job)
     until(running.running)
@@ -216,15 +221,16 @@ def test_keys_damaged_on_disk_are_refused(pool: WorkerPool, job: Job, file: Path
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     for kind in ("predict", "check_keys"):
-        assert _refusal(pool.submit(Job(kind, job.model, job.key_set_id, file, job.body)).result()) == "damaged"
+        assert _refusal(pool.submit(replace(job, kind=kind)).result()) == "damaged"
 
 
 def test_keys_that_are_none_are_refused_as_keys_and_not_as_an_image(pool: WorkerPool, job: Job, tmp_path: Path) -> None:
-    blob = b"HEMACRYPTKEYS1"
+    blob = b"HEMACRYPTKEYS1\0\0"
     path = tmp_path / "none"
     path.write_bytes(blob)
     for kind in ("predict", "check_keys"):
-        outcome = pool.submit(Job(kind, job.model, hashlib.sha256(blob).hexdigest(), path, job.body)).result()
+        name = hashlib.sha256(blob).hexdigest()
+        outcome = pool.submit(replace(job, kind=kind, key_set_id=name, keys=path)).result()
         assert _refusal(outcome) == "keys"
         assert outcome.header["field"] == "evaluation keys"
 
@@ -258,18 +264,39 @@ def test_an_answer_to_another_job_is_taken_for_none(
     assert _pid(pool) != before
 
 
+@pytest.mark.parametrize("sizes", [None, [], [1], [-1, 2], [2**70], ["x"], [0.5], {}, 7])
+def test_an_answer_whose_sizes_do_not_add_up_is_taken_for_none(
+    pool: WorkerPool, job: Job, monkeypatch: pytest.MonkeyPatch, sizes: Any
+) -> None:
+    """A worker has parsed what strangers sent; what it says is not believed blindly."""
+    before = _pid(pool)
+    (process,) = pool._processes
+    receive = process._connection.recv_bytes
+
+    def another(largest: int | None = None) -> bytes:
+        frame = receive(largest)
+        return json.dumps(json.loads(frame) | {"sizes": sizes}).encode() if frame.startswith(b"{") else frame
+
+    with monkeypatch.context() as patched:
+        patched.setattr(process._connection, "recv_bytes", another)
+        with pytest.raises(WorkerLostError):
+            pool.submit(job).result()
+    assert _pid(pool) != before
+    assert pool.submit(job).result().header["ok"]
+
+
 def test_keys_that_were_never_there_are_missing(pool: WorkerPool, job: Job, tmp_path: Path) -> None:
-    absent = Job(job.kind, job.model, job.key_set_id, tmp_path / "absent", job.body)
+    absent = replace(job, keys=tmp_path / "absent")
     assert _refusal(pool.submit(absent).result()) == "missing"
 
 
 def test_a_job_that_takes_too_long_is_stopped(keys: Keys, file: Path, image: pb.PredictRequest) -> None:
-    # Reading and hashing 20 MB of keys alone takes many times this long.
+    # Reading and hashing 29 MB of keys alone takes many times this long.
     pool = WorkerPool(_settings(job_seconds=0.001))
     try:
         before = _pid(pool)
         with pytest.raises(WorkerLostError):
-            pool.submit(Job("predict", image.model, keys.name, file, image.ciphertext)).result()
+            pool.submit(_prediction(image, keys, file)).result()
         assert not _alive(before)
         assert _alive(_pid(pool))
     finally:
@@ -308,7 +335,7 @@ def test_closing_leaves_no_process_and_fails_what_waits(
     assert len(_children() - before) == 2
     for process in pool._processes:
         os.kill(process._process.pid, signal.SIGSTOP)
-    futures = [pool.submit(Job("predict", "small", "0" * 64, tmp_path, b"")) for _ in range(4)]
+    futures = [pool.submit(Job("predict", "small", "1" * 64, "0" * 64, tmp_path)) for _ in range(4)]
     until(lambda: sum(future.running() for future in futures) == 2)
     pool.close()
     for future in futures:
@@ -335,7 +362,7 @@ def test_closing_while_a_worker_is_replaced_leaves_no_process(
 
     monkeypatch.setattr(pool_module._Process, "__init__", slowly)
     os.kill(_pid(pool), signal.SIGKILL)
-    future = pool.submit(Job("predict", "small", "0" * 64, tmp_path, b""))
+    future = pool.submit(Job("predict", "small", "1" * 64, "0" * 64, tmp_path))
     assert started.wait(60)
     pool.close()
     closed.set()
@@ -345,6 +372,12 @@ def test_closing_while_a_worker_is_replaced_leaves_no_process(
     for process in made:
         process.stop()
     assert not left
+
+
+def _arguments(bundle: Path) -> dict[str, Any]:
+    """What a worker is started with."""
+    limits = {"cached_keys": 1, "memory_mb": 4096, "threads": 1, "key_budget": None, "cache": None, "cache_limit_mb": 1}
+    return {"bundles": [str(bundle)], "engine": "seal"} | limits
 
 
 class _Touch:
@@ -370,7 +403,7 @@ def test_frames_are_json_and_bytes_and_never_pickles(small_bundle: Path, tmp_pat
         ours.sendall(struct.pack("!i", len(content)) + content)
 
     ours, theirs = socket.socketpair()
-    arguments = {"bundles": [str(small_bundle)], "engine": "seal", "cached_keys": 1, "memory_mb": 4096}
+    arguments = _arguments(small_bundle)
     with ours, theirs:
         command = [sys.executable, "-m", "service.worker", str(theirs.fileno()), json.dumps(arguments)]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE)
@@ -405,7 +438,7 @@ def test_frames_are_json_and_bytes_and_never_pickles(small_bundle: Path, tmp_pat
 
 def test_a_worker_ends_when_its_service_is_gone(small_bundle: Path) -> None:
     ours, theirs = socket.socketpair()
-    arguments = {"bundles": [str(small_bundle)], "engine": "seal", "cached_keys": 1, "memory_mb": 4096}
+    arguments = _arguments(small_bundle)
     with ours, theirs:
         command = [sys.executable, "-m", "service.worker", str(theirs.fileno()), json.dumps(arguments)]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()])

@@ -103,7 +103,7 @@ def test_an_incident_in_a_stream_is_told_and_the_stream_goes_on(
 
 def test_the_service_still_answers(inside: Inside, image: pb.PredictRequest, client: Client) -> None:
     reply = inside.stub.Predict(image, timeout=60)
-    assert client._holder().decrypt(reply.ciphertext).shape == (2,)
+    assert client._holder(client.plan).decrypt(reply.ciphertexts).shape == (1, 2)
 
 
 def test_a_full_queue_refuses_with_a_time_to_come_back(inside: Inside, image: pb.PredictRequest, until: Until) -> None:
@@ -119,7 +119,7 @@ def test_a_full_queue_refuses_with_a_time_to_come_back(inside: Inside, image: pb
     assert _reason(error.value) == "QUEUE_FULL"
     assert _detail(error.value, error_details_pb2.RetryInfo).retry_delay.ToSeconds() >= 1
     for call in waiting:
-        assert call.result().ciphertext
+        assert call.result().ciphertexts
 
 
 def test_a_client_that_hangs_up_frees_its_place(inside: Inside, image: pb.PredictRequest, until: Until) -> None:
@@ -135,8 +135,8 @@ def test_a_client_that_hangs_up_frees_its_place(inside: Inside, image: pb.Predic
         until(lambda: inside.pending == 2)
     finally:
         os.kill(inside.worker, signal.SIGCONT)
-    assert running.result().ciphertext
-    assert third.result().ciphertext
+    assert running.result().ciphertexts
+    assert third.result().ciphertexts
 
 
 def test_a_lost_worker_is_told_with_a_time_to_come_back(inside: Inside, image: pb.PredictRequest, until: Until) -> None:
@@ -149,7 +149,7 @@ def test_a_lost_worker_is_told_with_a_time_to_come_back(inside: Inside, image: p
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert _reason(error) == "WORKER_LOST"
     assert _detail(error, error_details_pb2.RetryInfo).retry_delay.ToSeconds() >= 1
-    assert inside.stub.Predict(image, timeout=120).ciphertext
+    assert inside.stub.Predict(image, timeout=120).ciphertexts
     assert inside.worker != before
 
 
@@ -166,7 +166,7 @@ def test_a_deadline_that_passes_in_the_queue_frees_the_place(
         until(lambda: inside.pending == 1)
     finally:
         os.kill(inside.worker, signal.SIGCONT)
-    assert running.result().ciphertext
+    assert running.result().ciphertexts
 
 
 @pytest.mark.parametrize("size", [10_000_000, 1_200_000])
@@ -175,7 +175,7 @@ def test_a_message_that_is_far_too_large_is_refused_by_grpc(
 ) -> None:
     large = pb.PredictRequest()
     large.CopyFrom(image)
-    large.ciphertext = bytes(size)
+    large.ciphertexts[0] = bytes(size)
     with pytest.raises(grpc.RpcError) as error:
         inside.stub.Predict(large, timeout=60)
     assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -194,7 +194,7 @@ def test_the_limits_that_are_told_hold(inside: Inside, image: pb.PredictRequest)
         (told.largest_ciphertext, "DIGEST_MISMATCH"),
         (told.largest_ciphertext + 1, "CIPHERTEXT_INVALID"),
     ):
-        padded.ciphertext = bytes(size)
+        padded.ciphertexts[0] = bytes(size)
         with pytest.raises(grpc.RpcError) as error:
             inside.stub.Predict(padded, timeout=60)
         assert _reason(error.value) == reason
@@ -217,17 +217,19 @@ def _upload_again(inside: Inside, client: Client) -> None:
 def test_deleting_keys_drops_them_from_the_workers(
     inside: Inside, image: pb.PredictRequest, keys: Keys, client: Client
 ) -> None:
-    assert inside.stub.Predict(image, timeout=60).ciphertext
+    assert inside.stub.Predict(image, timeout=60).ciphertexts
     path, _ = inside.service._store.path_of(keys.name)
     assert inside.stub.DeleteKeySet(pb.DeleteKeySetRequest(key_set_id=keys.name), timeout=60).existed
     # The store refuses such a request before any worker sees it; ask the worker itself what it still has.
-    outcome = inside.service._pool.submit(Job("predict", image.model, keys.name, path, image.ciphertext)).result()
+    outcome = inside.service._pool.submit(
+        Job("predict", image.model, image.plan_id, keys.name, path, tuple(image.ciphertexts))
+    ).result()
     assert (outcome.header["ok"], outcome.header.get("refusal")) == (False, "missing")
     with pytest.raises(grpc.RpcError) as error:
         inside.stub.Predict(image, timeout=60)
     assert _reason(error.value) == "KEY_SET_NOT_FOUND"
     _upload_again(inside, client)
-    assert inside.stub.Predict(image, timeout=60).ciphertext
+    assert inside.stub.Predict(image, timeout=60).ciphertexts
 
 
 def test_keys_damaged_on_the_services_disk_are_deleted_and_asked_for_again(
@@ -266,7 +268,7 @@ def test_a_file_that_is_missing_in_the_store_is_no_incident(
     finally:
         shutil.rmtree(path.parent, ignore_errors=True)
         _upload_again(inside, client)
-    assert inside.stub.Predict(image, timeout=60).ciphertext
+    assert inside.stub.Predict(image, timeout=60).ciphertexts
 
 
 def test_keys_of_other_parameters_are_refused_before_a_worker_sees_them(
@@ -363,7 +365,7 @@ def _is_hung_up_on(call: Callable[[], object]) -> bool:
 def test_a_silent_client_is_hung_up_on(small_bundle: Path, tmp_path: Path, until: Until) -> None:
     with _small_service(small_bundle, tmp_path / "store", streams=1, stream_idle_seconds=0.2) as (service, stub):
         enough = threading.Event()
-        plan_id = service.models["small"].plan.public.plan_id
+        plan_id = service.models["small"].plans[0].public.plan_id
         header = pb.KeySetHeader(model="small", plan_id=plan_id, key_set_id="6" * 64, total_bytes=100)
         upload = [pb.RegisterKeysRequest(header=header), pb.RegisterKeysRequest(chunk=b"some")]
         until(lambda: _is_hung_up_on(lambda: stub.RegisterKeys(_held(upload, enough), timeout=600)))

@@ -44,6 +44,13 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     assert Settings(port=8).port == 8
 
 
+def test_threads_and_key_budget_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (Settings().threads, Settings().key_budget, Settings().engine) == (1, None, "vector")
+    monkeypatch.setenv("HEMACRYPT_THREADS", "4")
+    monkeypatch.setenv("HEMACRYPT_KEY_BUDGET_MB", "20")
+    assert (Settings().threads, Settings().key_budget) == (4, 20_000_000)
+
+
 def test_without_settings_a_service_is_reachable_from_its_own_machine_alone() -> None:
     settings = Settings()
     assert settings.host == "127.0.0.1"
@@ -56,6 +63,10 @@ def test_without_settings_a_service_is_reachable_from_its_own_machine_alone() ->
         ("port", "-1"),
         ("port", "65536"),
         ("workers", "0"),
+        ("threads", "0"),
+        ("threads", "65"),
+        ("key_budget_mb", "0"),
+        ("cache_limit_mb", "0"),
         ("queue", "0"),
         ("job_seconds", "0"),
         ("job_seconds", "nan"),
@@ -89,6 +100,8 @@ def _serve(*arguments: object, **environment: str) -> subprocess.CompletedProces
         (("--port", "99999"), {}, "port"),
         (("--port", "x"), {}, "--port"),
         (("--workers", "0"), {}, "workers"),
+        (("--threads", "0"), {}, "threads"),
+        (("--key-budget-mb", "0"), {}, "key_budget_mb"),
         (("--no-such-option",), {}, "--no-such-option"),
         ((), {"HEMACRYPT_BUNDLES": "/one/bundle"}, "bundles"),
     ],
