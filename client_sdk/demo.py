@@ -77,6 +77,7 @@ def running_service(
     command = [sys.executable, "-m", "service", str(bundle), "--port", "0", "--port-file", str(port_file)]
     command += ["--store", str(directory / "store"), "--workers", str(workers), "--engine", engine]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HEMACRYPT_")}
+    environment["HEMACRYPT_CACHE"] = str(directory / "cache")
     with log.open("wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
     try:

@@ -479,6 +479,8 @@ class PublicPlan:
         Predicted bound on the error of a decrypted logit.
     logit_limit:
         Logits beyond this absolute value do not fit the last modulus.
+    copy_error_bound:
+        Predicted bound on the error of a single copy of a logit, but for the rounding of the last rescale.
     preprocessing_digest:
         SHA-256 of the preprocessing that makes the input, hexadecimal; empty when none is declared.
     """
@@ -493,6 +495,7 @@ class PublicPlan:
     keys: tuple[KeyGroup, ...]
     logit_error_bound: float
     logit_limit: float
+    copy_error_bound: float
     preprocessing_digest: str = ""
 
     def __post_init__(self) -> None:
@@ -509,6 +512,8 @@ class PublicPlan:
         ):
             raise PlanError("key groups must stand in descending order of their levels, each level once")
         for group in self.keys:
+            if not group.elements and not group.relinearise:
+                raise PlanError(f"the key group of level {group.level} has no keys; leave it out")
             if list(group.elements) != sorted(set(group.elements)):
                 raise PlanError("Galois elements must be ascending and distinct")
             if any(element % 2 == 0 or not 1 < element < 2 * self.parameters.degree for element in group.elements):
@@ -533,10 +538,10 @@ class PublicPlan:
 
         Copies differ by the rounding of the last rescale (see `hemacrypt.planner.noise`), here twenty standard
         deviations of it (in a slot it is Laplace, not Gaussian: exp(-1.4 k) of all slots lie beyond k),
-        and by what the error bound covers.
+        and by what was there before.
         """
         rounding = math.sqrt(self.parameters.rescale_variance) / self.output_scale
-        return 20 * rounding + 2 * self.logit_error_bound
+        return 20 * rounding + 2 * self.copy_error_bound
 
     @cached_property
     def requirements_id(self) -> str:
@@ -565,7 +570,7 @@ class PublicPlan:
             "scales": [self.input_scale.hex(), self.output_scale.hex()],
             "keys": self.keys,
             "preprocessing": self.preprocessing_digest,
-            "error": [self.logit_error_bound.hex(), self.logit_limit.hex()],
+            "error": [self.logit_error_bound.hex(), self.logit_limit.hex(), self.copy_error_bound.hex()],
         }
         return _digest(content)
 

@@ -47,6 +47,7 @@ def plan_to_message(plan: PublicPlan) -> pb.PublicPlan:
         output_scale=plan.output_scale,
         logit_error_bound=plan.logit_error_bound,
         logit_limit=plan.logit_limit,
+        copy_error_bound=plan.copy_error_bound,
         keys=[
             pb.KeyGroup(level=group.level, relinearise=group.relinearise, elements=group.elements)
             for group in plan.keys
@@ -72,8 +73,9 @@ def plan_from_message(message: pb.PublicPlan, model: str, preprocessing: Preproc
     )
     if len(set(message.labels)) != len(message.labels):
         raise PlanError("two labels are the same; answers could not be told apart")
-    if not (0 < message.logit_error_bound < math.inf and 0 < message.logit_limit < math.inf):
-        raise PlanError("the plan states no positive error bound and logit limit")
+    stated = (message.logit_error_bound, message.logit_limit, message.copy_error_bound)
+    if not all(0 < bound < math.inf for bound in stated):
+        raise PlanError("the plan states no positive error bounds and logit limit")
     plan = PublicPlan(
         model=model,
         labels=tuple(message.labels),
@@ -85,6 +87,7 @@ def plan_from_message(message: pb.PublicPlan, model: str, preprocessing: Preproc
         keys=tuple(KeyGroup(group.level, group.relinearise, tuple(group.elements)) for group in message.keys),
         logit_error_bound=message.logit_error_bound,
         logit_limit=message.logit_limit,
+        copy_error_bound=message.copy_error_bound,
         preprocessing_digest=preprocessing.digest,
     )
     if largest_key_set(plan) > _LARGEST_KEY_SET:

@@ -206,7 +206,7 @@ def _planned(
     if not all(np.isfinite(peak).all() for peak in peaks):
         raise PlanError("values up to infinity between the layers; train with smaller activations")
     prepared = [_prepare(choice, parameters.top_level - 2 * number) for number, choice in enumerate(chosen.choices)]
-    steps, errors, deviation = _with_best_scales(prepared, chosen, peaks)
+    steps, errors, deviation, of_copy = _with_best_scales(prepared, chosen, peaks)
     last, other = steps[-1].output_scale, target.factor if target.images == 2 else 0.0
     public = PublicPlan(
         model=name,
@@ -219,6 +219,7 @@ def _planned(
         keys=chosen.keys,
         logit_error_bound=_rounded_up(noise.deviations_of_bound(target) * deviation),
         logit_limit=parameters.data_primes[0] / 2 / last / math.hypot(1, other),
+        copy_error_bound=_rounded_up(noise.deviations_of_bound(target) * max(deviation, of_copy)),
         preprocessing_digest=preprocessing_digest,
     )
     return Plan(
@@ -419,14 +420,14 @@ def _peaks(network: CollapsedNetwork, chosen: _Chosen) -> list[Array]:
 
 def _with_best_scales(
     prepared: Sequence[LinearStep], chosen: _Chosen, peaks: Sequence[Array]
-) -> tuple[list[Step], list[float], float]:
+) -> tuple[list[Step], list[float], float, float]:
     parameters, target = chosen.parameters, chosen.choices[-1].form.target
     model = noise.NoiseModel(parameters)
     largest = [float(peak.max()) for peak in peaks]
     gain = SquareStep.gain(chosen.kinds[0]) if chosen.kinds else 1.0
     transfers = [noise.Transfer.of(model, step, peaks[2 * number]) for number, step in enumerate(prepared)]
 
-    def evaluate(choice: Sequence[float], exact: bool) -> tuple[list[Step], list[float], float]:
+    def evaluate(choice: Sequence[float], exact: bool) -> tuple[list[Step], list[float], float, float]:
         steps: list[Step] = []
         errors: list[float] = []
         variance = np.full(peaks[0].shape, (model.fresh + model.encoding) / choice[0] ** 2)
@@ -447,7 +448,8 @@ def _with_best_scales(
                 variance = before + after
                 steps.append(linear)
             errors.append(float(np.sqrt(variance.max())))
-        return steps, errors, float(noise.logit_deviation(before, after, target).max())
+        deviation = float(noise.logit_deviation(before, after, target).max())
+        return steps, errors, deviation, noise.copy_deviation(before, target)
 
     # The bias of the last layer is encoded at the output scale and must fit the last prime with a bit to spare.
     bias = float(np.abs(prepared[-1].bias).max())

@@ -208,9 +208,20 @@ def logit_deviation(before_rescale: Array, rescaling: float, layout: Layout) -> 
     """Return the standard deviation of each logit that is read as the mean over its copies, shape (logits,).
 
     Copies share the errors from before the rotate-and-sums (they are sums of the same terms), so only the rounding of
-    the last rescale averages out.
+    the last rescale averages out. Of the rest, the mean over the copies deviates by no more than the mean of what they
+    deviate by, however they depend on each other.
     """
-    apart = before_rescale.reshape(layout.ciphertexts, layout.copies, layout.period)
-    shared = apart.max(axis=1).reshape(-1)[layout.positions]
-    deviation: Array = np.sqrt(shared + rescaling / layout.copies)
+    shared = np.sqrt(_by_copy(before_rescale, layout)).mean(axis=0)
+    deviation: Array = np.sqrt(shared**2 + rescaling / layout.copies)
     return deviation
+
+
+def copy_deviation(before_rescale: Array, layout: Layout) -> float:
+    """Return the largest standard deviation of a single copy of a logit, the last rescale's rounding left out."""
+    return float(np.sqrt(_by_copy(before_rescale, layout).max()))
+
+
+def _by_copy(variance: Array, layout: Layout) -> Array:
+    """Return the variance of every copy of every logit, shape (copies, logits)."""
+    apart = variance.reshape(layout.ciphertexts, layout.copies, layout.period).transpose(1, 0, 2)
+    return apart.reshape(layout.copies, -1)[:, layout.positions]
