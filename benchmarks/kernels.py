@@ -119,7 +119,7 @@ def measure(ring: Ring, level: int, team: Team) -> None:
         timed("divide_both, 2", kernels.divide_both, over, random(2, level - 1, degree))
     square = random(3, level, degree)
     timed("square_join", kernels.square_join, value, value, square, polynomial)
-    timed("part", kernels.part, value, value, value.copy(), value.copy())
+    timed("part", kernels.part_both, value, value, value.copy(), value.copy())
     report("square", best(lambda: kernels.square(value, square, tables, 0, 1)))
 
 

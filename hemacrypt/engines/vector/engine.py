@@ -49,23 +49,39 @@ class _Switches:
         element 1 is the relinearisation key.
     orders:
         For each Galois element its automorphism, shape (N,).
+    ring:
+        The level's ring.
     """
 
-    def __init__(self, keys: dict[int, Words], orders: dict[int, npt.NDArray[np.int32]]) -> None:
-        self._keys, self._orders = keys, orders
+    def __init__(self, keys: dict[int, Words], orders: dict[int, npt.NDArray[np.int32]], ring: Ring) -> None:
+        self._keys, self._orders, self._ring = keys, orders, ring
         self._laid: dict[tuple[int, ...], tuple[Words, npt.NDArray[np.int32]]] = {}
+        self._groups: dict[tuple[tuple[int, ...], ...], tuple[Words, Numbers, npt.NDArray[np.int32], Numbers]] = {}
         self._lock = threading.Lock()
 
     def together(self, elements: tuple[int, ...]) -> tuple[Words, npt.NDArray[np.int32]]:
         """Return keys and automorphisms of some elements, as kernels take them."""
         with self._lock:
             if elements not in self._laid:
-                degree = len(next(iter(self._orders.values())))
+                primes, degree = len(self._ring.primes) - 1, self._ring.parameters.degree
                 orders = np.array([self._orders[element] for element in elements], np.int32).reshape(-1, degree)
-                shape = next(iter(self._keys.values())).shape
-                keys = np.array([self._keys[element] for element in elements], np.uint32).reshape(-1, *shape)
+                keys = np.array([self._keys[element] for element in elements], np.uint32)
+                keys = keys.reshape(-1, primes, 2, primes + 1, degree)
                 self._laid[elements] = (kernels.arranged(keys, orders), orders)
             return self._laid[elements]
+
+    def groups(self, groups: tuple[tuple[int, ...], ...]) -> tuple[Words, Numbers, npt.NDArray[np.int32], Numbers]:
+        """Return keys (flat) and automorphisms of several groups, and where each group's begin."""
+        if groups not in self._groups:
+            laid = [self.together(group) for group in groups]
+            keys, orders = [keys.reshape(-1) for keys, _ in laid], [orders for _, orders in laid]
+            self._groups[groups] = (
+                np.concatenate([np.empty(0, np.uint32), *keys]),
+                np.cumsum([0, *(len(each) for each in keys)], dtype=np.int64),
+                np.concatenate([self.together(())[1], *orders]),
+                np.cumsum([0, *(len(each) for each in orders)], dtype=np.int64),
+            )
+        return self._groups[groups]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +102,9 @@ class _Rotations:
     opened:
         Places among them of those that are decomposed, in order.
     origins:
-        For each of these the decomposition and the Galois element that it is made with; (0, 1) for inputs.
+        For each of these the decomposition that it comes from; 0 for inputs.
+    made:
+        For those that are no inputs the Galois element that makes it.
     elements:
         Galois elements that make all other copies.
     starts, openings, parents, targets:
@@ -94,8 +112,9 @@ class _Rotations:
     """
 
     ready: Numbers
-    opened: tuple[int, ...]
-    origins: tuple[tuple[int, int], ...]
+    opened: Numbers
+    origins: Numbers
+    made: tuple[int, ...]
     elements: tuple[int, ...]
     starts: Numbers
     openings: Numbers
@@ -108,20 +127,22 @@ class _Rotations:
         opened = sorted({copy.parent for copy in step.copies[step.inputs :]})
         ready = [*range(step.inputs), *(copy for copy in opened if copy >= step.inputs)]
         place, number = {copy: at for at, copy in enumerate(ready)}, {copy: at for at, copy in enumerate(opened)}
-        origins = [(0, 1)] * len(opened)
+        origins, made = [0] * len(opened), []
         shared: dict[int, list[tuple[int, int, int]]] = {}
         for index, copy in enumerate(step.copies[step.inputs :], start=step.inputs):
             origin, element = number[copy.parent], parameters.galois_element(copy.step)
             if index in number:
-                origins[number[index]] = (origin, element)
+                origins[number[index]] = origin
+                made.append(element)
             else:
                 shared.setdefault(element, []).append((origin, place[copy.parent], index))
         rotations = [rotation for each in shared.values() for rotation in each]
         columns = np.array(rotations, dtype=np.int64).reshape(-1, 3).T.copy()
         return cls(
             ready=np.array(ready, dtype=np.int64),
-            opened=tuple(place[copy] for copy in opened),
-            origins=tuple(origins),
+            opened=np.array([place[copy] for copy in opened], dtype=np.int64),
+            origins=np.array(origins, dtype=np.int64),
+            made=tuple(made),
             elements=tuple(shared),
             starts=np.cumsum([0, *(len(each) for each in shared.values())], dtype=np.int64),
             openings=columns[0],
@@ -142,10 +163,12 @@ class _Encoded:
         Shape (outputs, k - 1, N).
     starts, which:
         Terms of the inner sums of all outputs, as `kernels.rotate_and_sum` takes them.
+    outputs:
+        The inner sums of output o have the numbers outputs[o] … outputs[o + 1] - 1; shape (outputs + 1,).
     rotations:
         How the copies are made.
-    giant:
-        Galois element between two inner sums.
+    giants:
+        Galois element between two inner sums; none when there is one only.
     turns:
         Galois elements of each group of turns.
     """
@@ -154,8 +177,9 @@ class _Encoded:
     biases: Words
     starts: Numbers
     which: Numbers
+    outputs: Numbers
     rotations: _Rotations
-    giant: int
+    giants: tuple[int, ...]
     turns: tuple[tuple[int, ...], ...]
 
 
@@ -231,7 +255,7 @@ class VectorEngine(Engine[VectorKeys]):
             component = sealformat.Residues(blank, bytes(64))
             key, order = switching_key(ring, [component] * (group.level + 1)), ring.automorphism(1)
             elements = (*([1] if group.relinearise else []), *group.elements)
-            levels[group.level] = _Switches(dict.fromkeys(elements, key), dict.fromkeys(elements, order))
+            levels[group.level] = _Switches(dict.fromkeys(elements, key), dict.fromkeys(elements, order), ring)
         nothing = np.zeros((1, parameters.top_level + 1, parameters.degree), dtype=np.uint64)
         inputs = [sealformat.Residues(nothing, bytes(64))] * public.input_layout.ciphertexts
         with self._running() as run:
@@ -267,8 +291,9 @@ class VectorEngine(Engine[VectorKeys]):
             biases=np.stack([ring.encode(bias, step.output_scale, step.level) for bias in step.bias]),
             starts=np.cumsum([0, *counts], dtype=np.int64),
             which=np.array([term.copy for term in terms], dtype=np.int64),
+            outputs=np.cumsum([0, *(len(giants) for giants in step.giants)], dtype=np.int64),
             rotations=_Rotations.of(step, parameters),
-            giant=parameters.galois_element(step.giant_step),
+            giants=(parameters.galois_element(step.giant_step),) if step.giant_step else (),
             turns=tuple(tuple(parameters.galois_element(*turn) for turn in group) for group in step.turns),
         )
 
@@ -304,7 +329,7 @@ def _switches(ring: Ring, found: dict[int, list[sealformat.Residues]]) -> _Switc
         key = switching_key(ring, found.pop(element))
         keys[element] = np.empty_like(key)
         keys[element][..., order] = key
-    return _Switches(keys, orders)
+    return _Switches(keys, orders, ring)
 
 
 class _Memory:
@@ -332,6 +357,8 @@ class _Run:
     ) -> None:
         self._rings, self._plan, self._encoded, self._roots = rings, plan, encoded, roots
         self._team = Team(threads)
+        # A map that rotates nothing may have a level without keys.
+        self._none = {step.level: _Switches({}, {}, rings[step.level]) for step in plan.steps}
         self._memory = _Memory()
         self._degree = plan.parameters.degree
         for step in plan.steps:
@@ -342,9 +369,9 @@ class _Run:
         memory.reserve("digits", primes, primes + 1, degree + kernels.PADDING)
         memory.reserve("coefficients", primes, degree)
         memory.reserve("over", primes + 1, degree)
-        memory.reserve("nothing", 2, primes + 1, degree)
+        for name in ("even", "odd", "nothing"):
+            memory.reserve(name, 2, primes + 1, degree)
         for side in ("even", "odd"):
-            memory.reserve(side, 2, primes + 1, degree)
             memory.reserve(f"values {side}", step.inputs, 2, primes, degree)
             memory.reserve(f"values {side}", step.outputs, 2, primes - 1, degree)
         if isinstance(step, LinearStep):
@@ -383,7 +410,7 @@ class _Run:
             for number, step in enumerate(self._plan.steps):
                 side = "values odd" if number % 2 else "values even"
                 out = self._memory.array(side, step.outputs, 2, step.level, self._degree)
-                switches = keys.levels.get(step.level)
+                switches = keys.levels.get(step.level) or self._none[step.level]
                 worker = _Part(self._rings[step.level], self._memory, self._team, part, switches)
                 if isinstance(step, LinearStep):
                     worker.linear(step, self._encoded[number], value, out)
@@ -401,113 +428,63 @@ class _Run:
 class _Part:
     """What one thread of a team does in one step."""
 
-    def __init__(self, ring: Ring, memory: _Memory, team: Team, part: int, switches: _Switches | None) -> None:
-        self._ring, self._memory, self._team = ring, memory, team
-        self._share = (ring.tables, part, team.threads)
-        self._met = (ring.tables, team.words, part, team.threads)
-        self._switches = switches
+    def __init__(self, ring: Ring, memory: _Memory, team: Team, part: int, switches: _Switches) -> None:
+        self._ring, self._memory, self._switches = ring, memory, switches
         self._primes, self._degree = len(ring.primes) - 1, ring.parameters.degree
         self._work = (
             memory.array("over", self._primes + 1, self._degree),
             memory.array("coefficients", self._primes, self._degree),
             memory.array("digits", self._primes, self._primes + 1, self._degree + kernels.PADDING),
         )
+        sides = tuple(self._over_qp(name, 1)[0] for name in ("even", "odd", "nothing"))
+        self._common = (sides, self._work, ring.tables, team.words, part, team.threads)
 
     def linear(self, step: LinearStep, encoded: _Encoded, values: Words, out: Words) -> None:
         """Carry out an affine map; values (inputs, 2, k, N), out (outputs, 2, k - 1, N)."""
-        rotations = encoded.rotations
-        copies = self._over_qp("copies", len(rotations.ready))
-        inputs = copies[: step.inputs].reshape(-1, self._primes + 1, self._degree)
-        kernels.lift_first(values.reshape(-1, self._primes, self._degree), inputs, *self._share)
-        self._team.barrier()
-        digits = self._open(step, rotations, values, copies)
-        giants = [len(each) for each in step.giants]
-        sums = self._over_qp("sums", sum(giants))
+        rotations, switches = encoded.rotations, self._switches
+        made = tuple((element,) for element in rotations.made)
+        openings = (rotations.opened, rotations.origins, *switches.groups(made)[::2])
         places = (rotations.starts, rotations.openings, rotations.parents, rotations.targets, rotations.ready)
-        products = (encoded.diagonals, encoded.starts, encoded.which)
-        kernels.rotate_and_sum(digits, copies, *self._keys(rotations.elements), *places, *products, sums, *self._share)
-        self._team.barrier()
-        first = 0
-        for output, count in enumerate(giants):
-            self._output(encoded, sums[first : first + count], encoded.biases[output], out[output])
-            first += count
-
-    def _open(self, step: LinearStep, rotations: _Rotations, values: Words, copies: Words) -> Words:
-        """Make and decompose the copies that others are rotated from."""
-        over, coefficients, scratch = self._work
-        all_digits = self._memory.array("openings", len(rotations.opened), *scratch.shape)
-        for place, (origin, element), digits in zip(rotations.opened, rotations.origins, all_digits, strict=True):
-            if place < step.inputs:
-                self._all(turns.open_fresh(values[place, 1], coefficients, digits, *self._met))
-                continue
-            parent, nothing = copies[rotations.opened[origin], 0], self._over_qp("nothing")
-            keys = self._keys((element,))
-            kernels.rotate_add(all_digits[origin], parent, *keys, nothing, copies[place], *self._share)
-            self._team.barrier()
-            self._all(turns.open_copy(copies[place, 1], over, coefficients, digits, *self._met))
-        return all_digits
-
-    def _output(self, encoded: _Encoded, sums: Words, biases: Words, out: Words) -> None:
-        total, free, other = sums[-1], self._over_qp("even"), self._over_qp("odd")
-        if len(sums) > 1:
-            self._all(turns.horner(sums, *self._keys((encoded.giant,)), free, other, *self._work, *self._met))
-            total, free = (free, other) if len(sums) % 2 == 0 else (other, free)
-        for group in encoded.turns:
-            self._all(turns.turn(total, *self._keys(group), total, free, *self._work, *self._met))
-            total, free = free, other if total is sums[-1] else total
-        self._all(turns.finish(total, biases, out, *self._met))
+        self._all(
+            turns.affine(
+                values,
+                self._over_qp("copies", len(rotations.ready)),
+                self._memory.array("openings", len(rotations.opened), *self._work[2].shape),
+                openings,
+                (*switches.together(rotations.elements), *places),
+                (encoded.diagonals, encoded.starts, encoded.which),
+                self._over_qp("sums", int(encoded.outputs[-1])),
+                (encoded.outputs, *switches.together(encoded.giants), *switches.groups(encoded.turns)),
+                encoded.biases,
+                out,
+                *self._common,
+            )
+        )
 
     def square(self, step: SquareStep, root: Words | None, values: Words, out: Words) -> None:
         """Square, join and relinearise; values (inputs, 2, k, N), out (outputs, 2, k - 1, N)."""
-        product, nothing = self._memory.array("product", 3, self._primes, self._degree), self._over_qp("nothing")
-        total, base = self._over_qp("even"), self._over_qp("odd")
+        key, product = self._switches.together((1,)), self._memory.array("product", 3, self._primes, self._degree)
         for number in range(step.outputs):
             if step.kind == "parted":
-                self._join(*self._parted(values[number]), product, root)
-            elif step.kind == "joined" and 2 * number + 1 < step.inputs:
-                self._join(values[2 * number], values[2 * number + 1], product, root)
+                parts = self._parted(values[number])
             else:
-                kernels.square(values[2 * number if step.kind == "joined" else number], product, *self._share)
-            self._team.barrier()
-            kernels.lift_first(product[:2], base, *self._share)
-            self._switched(product[2], nothing[0], (1,), base, total)
-            self._all(turns.finish(total, product[0, :0], out[number], *self._met))
+                first = 2 * number if step.kind == "joined" else number
+                parts = values[first : first + 2 if step.kind == "joined" else first + 1]
+            if len(parts) == 1:
+                self._all(turns.square_plain(parts[0], *key, product, out[number], *self._common))
+            else:
+                self._all(turns.square_two(parts[0], parts[1], root, *key, product, out[number], *self._common))
 
-    def _join(self, real: Words, other: Words, product: Words, root: Words | None) -> None:
-        assert root is not None  # noqa: S101 - made for every level where something is joined
-        kernels.square_join(real, other, product, root, *self._share)
-
-    def _parted(self, value: Words) -> tuple[Words, Words]:
+    def _parted(self, value: Words) -> Words:
         """Return twice the real part and twice i times the imaginary part of a ciphertext (2, k, N)."""
-        total, base, nothing = self._over_qp("even"), self._over_qp("odd"), self._over_qp("nothing")
         conjugated, parts = self._memory.array("conjugated", *value.shape), self._memory.array("parts", 2, *value.shape)
-        kernels.lift_first(value[:1], base[:1], *self._share)
-        conjugation = self._ring.parameters.galois_element(*Turn(0, True))
-        self._switched(value[1], base[0], (conjugation,), nothing, total)
-        kernels.fold_special(total, *self._share)
-        self._team.barrier()
-        kernels.divide_special(total, conjugated, *self._share)
-        self._team.barrier()
-        kernels.part(value, conjugated, parts[0], parts[1], *self._share)
-        self._team.barrier()
-        return parts[0], parts[1]
+        key = self._switches.together((self._ring.parameters.galois_element(*Turn(0, True)),))
+        self._all(turns.part_complex(value, *key, conjugated, parts, *self._common))
+        return parts
 
-    def _switched(self, second: Words, first: Words, elements: tuple[int, ...], base: Words, out: Words) -> None:
-        """Write base plus ``first`` and the switched ``second``, turned; second (k, N), the others over QP."""
-        self._team.barrier()
-        self._all(turns.switch(second, first, *self._keys(elements), base, out, *self._work[1:], *self._met))
-
-    def _over_qp(self, name: str, count: int | None = None) -> Words:
-        """Return working memory for one ciphertext over QP, or for several."""
-        shape = (2, self._primes + 1, self._degree)
-        return self._memory.array(name, *(shape if count is None else (count, *shape)))
-
-    def _keys(self, elements: tuple[int, ...]) -> tuple[Words, npt.NDArray[np.int32]]:
-        if self._switches is None:
-            # A map that rotates nothing at a level without keys.
-            none = np.empty((self._primes + 1, self._degree // kernels.SEGMENT, 0, 16, self._primes, 2, kernels.TILE))
-            return none.astype(np.uint32), np.empty((0, self._degree), dtype=np.int32)
-        return self._switches.together(elements)
+    def _over_qp(self, name: str, count: int) -> Words:
+        """Return working memory for ciphertexts over QP."""
+        return self._memory.array(name, count, 2, self._primes + 1, self._degree)
 
     @staticmethod
     def _all(came: bool) -> None:

@@ -801,7 +801,7 @@ def square_join(re: Any, im: Any, out: Any, root: Any, tables: Any, part: Any, p
 
 
 @kernel
-def part(value: Any, conjugated: Any, re: Any, im: Any, tables: Any, part: Any, parts: Any) -> None:
+def part_both(value: Any, conjugated: Any, re: Any, im: Any, tables: Any, part: Any, parts: Any) -> None:
     """Part a ciphertext from its conjugate: re = value + conjugated, im = value - conjugated; shapes (2, k, N)."""
     rows = value.shape[1]
     start, stop = share(2 * rows, part, parts)

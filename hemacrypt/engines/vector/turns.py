@@ -1,7 +1,7 @@
-"""Whole key switches over QP, barriers included: one call from Python for each, however many threads share it.
+"""Whole layers over QP, barriers included: one call from Python for each, however many threads share it.
 
-Numba spends some microseconds on every call from Python, about as long as one transform takes; a request makes a
-hundred and fifty calls less like this.
+Every return to Python takes the GIL again, and threads that come back together wait for each other, longer than some
+transforms take. So a layer is one call.
 """
 
 from __future__ import annotations
@@ -10,13 +10,20 @@ from typing import Any
 
 from hemacrypt.engines.vector.kernels import (
     divide_both,
+    divide_special,
     fold_both,
+    fold_special,
     lift,
     lift_all,
+    lift_first,
     lower,
     lower_over_qp,
+    part_both,
     rotate_add,
+    rotate_and_sum,
     scale_down,
+    square,
+    square_join,
 )
 from hemacrypt.engines.vector.modular import kernel, share
 from hemacrypt.engines.vector.team import meet
@@ -138,44 +145,6 @@ def turn(
 
 
 @kernel
-def horner(
-    sums: Any,
-    keys: Any,
-    orders: Any,
-    even: Any,
-    odd: Any,
-    over: Any,
-    coefficients: Any,
-    digits: Any,
-    tables: Any,
-    words: Any,
-    part: Any,
-    parts: Any,
-) -> Any:
-    """Add up inner sums by Horner's rule: the last one turned and added to the one before, and so on.
-
-    Parameters
-    ----------
-    sums:
-        Ciphertexts over QP, shape (sums, 2, k + 1, N).
-    keys, orders:
-        The one key of the turn, as in `kernels.rotate_add`.
-    even, odd:
-        Two ciphertexts over QP. With s sums the result lies in ``even`` if s is even, else in ``odd``.
-    over, coefficients, digits, words:
-        As in `open_copy`.
-    """
-    last = sums.shape[0] - 1
-    for number in range(last - 1, -1, -1):
-        given = sums[last] if number == last - 1 else (even if (last - number) % 2 == 0 else odd)
-        out = even if (last - number) % 2 else odd
-        base = sums[number]
-        if not turn(given, keys, orders, base, out, over, coefficients, digits, tables, words, part, parts):
-            return False
-    return True
-
-
-@kernel
 def finish(total: Any, biases: Any, out: Any, tables: Any, words: Any, part: Any, parts: Any) -> Any:
     """Divide a ciphertext over QP by the special prime and by the last data prime, then add a plaintext.
 
@@ -200,4 +169,223 @@ def finish(total: Any, biases: Any, out: Any, tables: Any, words: Any, part: Any
         for n in range(x.shape[0]):
             value = x[n] + y[n]
             x[n] = min(value, value - prime)
+    return meet(words, parts)
+
+
+@kernel
+def affine(
+    values: Any,
+    copies: Any,
+    all_digits: Any,
+    openings: Any,
+    rotations: Any,
+    products: Any,
+    sums: Any,
+    turns: Any,
+    biases: Any,
+    out: Any,
+    sides: Any,
+    work: Any,
+    tables: Any,
+    words: Any,
+    part: Any,
+    parts: Any,
+) -> Any:
+    """Carry out an affine map.
+
+    Parameters
+    ----------
+    values:
+        Input ciphertexts, shape (inputs, 2, k, N).
+    copies, all_digits, sums:
+        Working memory for the copies that are decomposed or inputs, their digits, and the inner sums, shapes
+        (ready, 2, k + 1, N), (decompositions, k, k + 1, N or more), (sums, 2, k + 1, N).
+    openings:
+        Place of each copy that is decomposed, the decomposition that it comes from, keys (flat, one for each copy that
+        is no input) and orders, shape (copies, N).
+    rotations, products:
+        Keys, orders, starts, opened, parents, targets, ready and diagonals, bounds, terms of `kernels.rotate_and_sum`.
+    turns:
+        Bounds of the sums of each output; key and order of the giant step; keys of all groups (flat), where each
+        group's begin, orders of all groups, where each group's begin.
+    biases, out:
+        Shapes (outputs, k - 1, N) and (outputs, 2, k - 1, N); the latter is written.
+    sides, work:
+        Two ciphertexts over QP and one that is zero; ``over``, ``coefficients`` and ``digits`` of `turn`.
+    words:
+        The team's words.
+
+    Returns
+    -------
+    Whether all parts came to every barrier.
+    """
+    inputs, rows, count = values.shape[0], copies.shape[2], copies.shape[3]
+    over, coefficients, _ = work
+    lift_first(
+        values.reshape(2 * inputs, rows - 1, count),
+        copies[:inputs].reshape(2 * inputs, rows, count),
+        tables,
+        part,
+        parts,
+    )
+    if not meet(words, parts):
+        return False
+    places, origins, keys, orders = openings
+    each, made = 2 * rows * (rows - 1) * count, 0
+    for number in range(places.shape[0]):
+        place, opened = places[number], all_digits[number]
+        if place < inputs:
+            if not open_fresh(values[place, 1], coefficients, opened, tables, words, part, parts):
+                return False
+            continue
+        parent, key = copies[places[origins[number]], 0], keys[made * each : (made + 1) * each]
+        rotate_add(
+            all_digits[origins[number]],
+            parent,
+            key,
+            orders[made : made + 1],
+            sides[2],
+            copies[place],
+            tables,
+            part,
+            parts,
+        )
+        made += 1
+        if not meet(words, parts):
+            return False
+        if not open_copy(copies[place, 1], over, coefficients, opened, tables, words, part, parts):
+            return False
+    keys, orders, starts, opening, parents, targets, ready = rotations
+    diagonals, bounds, terms = products
+    rotate_and_sum(
+        all_digits, copies, keys, orders, starts, opening, parents, targets, ready, diagonals, bounds, terms, sums,
+        tables, part, parts,
+    )  # fmt: skip
+    if not meet(words, parts):
+        return False
+    for output in range(out.shape[0]):
+        if not _output(sums, output, turns, biases[output], out[output], sides, work, tables, words, part, parts):
+            return False
+    return True
+
+
+@kernel
+def _output(
+    sums: Any,
+    output: Any,
+    turns: Any,
+    biases: Any,
+    out: Any,
+    sides: Any,
+    work: Any,
+    tables: Any,
+    words: Any,
+    part: Any,
+    parts: Any,
+) -> Any:
+    """Add up the inner sums of one output by Horner's rule, add its groups of turns, divide, add the bias."""
+    outputs, giant_keys, giant_orders, keys, key_starts, orders, order_starts = turns
+    over, coefficients, digits = work
+    first, last = outputs[output], outputs[output + 1] - 1
+    total, free, other = sums[last], sides[0], sides[1]
+    for number in range(last - 1, first - 1, -1):
+        if not turn(
+            total, giant_keys, giant_orders, sums[number], free, over, coefficients, digits, tables, words, part, parts
+        ):
+            return False
+        total, free, other = free, other, free
+    for group in range(key_starts.shape[0] - 1):
+        these = keys[key_starts[group] : key_starts[group + 1]]
+        turned = orders[order_starts[group] : order_starts[group + 1]]
+        if not turn(total, these, turned, total, free, over, coefficients, digits, tables, words, part, parts):
+            return False
+        total, free, other = free, other, free
+    return finish(total, biases, out, tables, words, part, parts)
+
+
+@kernel
+def square_plain(
+    value: Any, key: Any, order: Any, product: Any, out: Any, sides: Any, work: Any, tables: Any, words: Any, part: Any,
+    parts: Any,
+) -> Any:  # fmt: skip
+    """Square a ciphertext, relinearise and rescale it.
+
+    Parameters
+    ----------
+    value, out:
+        Shapes (2, k, N) and (2, k - 1, N); the latter is written.
+    key, order:
+        The relinearisation key and the order that changes nothing, as in `kernels.rotate_add`.
+    product:
+        Working memory, shape (3, k, N).
+    sides, work, words:
+        As in `affine`.
+    """
+    square(value, product, tables, part, parts)
+    return relinearise(product, key, order, out, sides, work, tables, words, part, parts)
+
+
+@kernel
+def square_two(
+    real: Any, imaginary: Any, root: Any, key: Any, order: Any, product: Any, out: Any, sides: Any, work: Any,
+    tables: Any, words: Any, part: Any, parts: Any,
+) -> Any:  # fmt: skip
+    """Square two ciphertexts and join them, relinearise and rescale; see `square_plain` and `kernels.square_join`."""
+    square_join(real, imaginary, product, root, tables, part, parts)
+    return relinearise(product, key, order, out, sides, work, tables, words, part, parts)
+
+
+@kernel
+def relinearise(
+    product: Any, key: Any, order: Any, out: Any, sides: Any, work: Any, tables: Any, words: Any, part: Any, parts: Any
+) -> Any:
+    """Bring three polynomials back to two and rescale; see `square_plain`."""
+    if not meet(words, parts):
+        return False
+    lift_first(product[:2], sides[1], tables, part, parts)
+    if not meet(words, parts):
+        return False
+    _, coefficients, digits = work
+    if not switch(
+        product[2], sides[2][0], key, order, sides[1], sides[0], coefficients, digits, tables, words, part, parts
+    ):
+        return False
+    return finish(sides[0], product[0, :0], out, tables, words, part, parts)
+
+
+@kernel
+def part_complex(
+    value: Any, key: Any, order: Any, conjugated: Any, out: Any, sides: Any, work: Any, tables: Any, words: Any,
+    part: Any, parts: Any,
+) -> Any:  # fmt: skip
+    """Take a ciphertext apart: twice its real part, and twice i times its imaginary part.
+
+    Parameters
+    ----------
+    value:
+        Shape (2, k, N).
+    key, order:
+        Of the conjugation.
+    conjugated:
+        Working memory, shape (2, k, N).
+    out:
+        Written; shape (2, 2, k, N).
+    sides, work, words:
+        As in `affine`.
+    """
+    lift_first(value[:1], sides[1][:1], tables, part, parts)
+    if not meet(words, parts):
+        return False
+    _, coefficients, digits = work
+    if not switch(
+        value[1], sides[1][0], key, order, sides[2], sides[0], coefficients, digits, tables, words, part, parts
+    ):
+        return False
+    fold_special(sides[0], tables, part, parts)
+    if not meet(words, parts):
+        return False
+    divide_special(sides[0], conjugated, tables, part, parts)
+    if not meet(words, parts):
+        return False
+    part_both(value, conjugated, out[0], out[1], tables, part, parts)
     return meet(words, parts)

@@ -265,7 +265,7 @@ def test_a_square(case: Case) -> None:
 def test_real_and_imaginary_parts(case: Case, parts: int) -> None:
     value, conjugated = case.residues(case.data, 2), case.residues(case.data, 2)
     both = np.empty((2, *value.shape), dtype=np.uint32)
-    in_parts(kernels.part, (value, conjugated, both[0], both[1], case.tables), both, parts)
+    in_parts(kernels.part_both, (value, conjugated, both[0], both[1], case.tables), both, parts)
     primes = case.data[:, None]
     assert np.array_equal(both[0], (value.astype(np.uint64) + conjugated) % primes)
     assert np.array_equal(both[1], (value + primes - conjugated) % primes)
