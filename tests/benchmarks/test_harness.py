@@ -67,7 +67,8 @@ def test_what_is_absent_gives_a_line_and_no_row(measured: tuple[dict[str, Any], 
 
 def test_a_worker_that_breaks_is_reported_with_its_last_words(tiny: Case, tmp_path: Path) -> None:
     path = tiny.write(tmp_path / "tiny.npz")
-    worker = Worker(Entry("none", "vector", "benchmarks.ours", "vector/real", batch=-1), path, tmp_path / "log")
+    path.write_bytes(b"no case at all")
+    worker = Worker(Entry("none", "vector", "benchmarks.ours", "vector/real"), path, tmp_path / "log")
     try:
         with pytest.raises(Absent, match="ended with code 1"):
             worker.answer()

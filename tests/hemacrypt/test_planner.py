@@ -398,7 +398,7 @@ def test_the_public_half_holds_no_weights(cell: Setup) -> None:
         elif isinstance(value, Layout):
             shape = {"period", "slots", "ciphertexts", "factor", "images"}
             assert set(vars(value)) == {"positions", "imaginary", *shape}
-    assert len(numbers) == 4
+    assert len(numbers) == 5
 
 
 def test_a_layer_of_one_value_is_planned() -> None:
