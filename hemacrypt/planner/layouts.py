@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from rich.console import Console
 
 from hemacrypt.batch_plan import BatchPlan
 from hemacrypt.bundle import Bundle
@@ -189,3 +191,37 @@ def _each(plan: Plan) -> tuple[float, float, float]:
     sent += public.output_layout.ciphertexts * full_ciphertext_bytes(parameters, 0)
     milliseconds = plan_ms(parameters, plan.steps) / public.images
     return milliseconds + sent / public.images * BYTE_MS, milliseconds, sent / public.images
+
+
+def describe_comparison(layouts: Layouts, images: int) -> dict[str, Any]:
+    """Return as plain values which layout suits a number of images, and why.
+
+    Raises
+    ------
+    PlanError
+        If the network has no plan for batches.
+    """
+    if layouts.batch is None:
+        raise PlanError(f"this network is not evaluated in batches: {layouts.no_batch}")
+    public = layouts.batch.public
+    return asdict(compare_layouts(layouts.plans, layouts.batch, images)) | {
+        "model": public.model,
+        "batch": {
+            "plan_id": public.plan_id,
+            "images": public.images,
+            "ciphertexts": {"input": public.inputs, "output": public.outputs},
+            "levels": {"input": public.input_level, "output": public.output_level},
+            "logit_error_bound": public.logit_error_bound,
+            "reasons": layouts.batch.reasons,
+        },
+    }
+
+
+def show_comparison(layouts: Layouts, images: int, console: Console) -> None:
+    """Print for people which layout suits a number of images, and why."""
+    told = describe_comparison(layouts, images)
+    better = "in batches" if told["layout"] == "batch" else "one by one"
+    console.print(f"[bold]{told['model']}[/]: {images} images are better sent {better}")
+    for reason in (*told["reasons"], *told["batch"]["reasons"]):
+        console.print(f"· {reason}", highlight=False)
+    console.print(f"· logits of a batch are off by at most {told['batch']['logit_error_bound']:.1e}", highlight=False)
