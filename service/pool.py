@@ -158,7 +158,7 @@ class _Process:
             reply = json.loads(self._receive(seconds, LARGEST_HEADER))
             if reply["number"] != self._jobs:
                 raise WorkerLostError(f"worker answered job {reply['number']} when {self._jobs} was asked")
-            body = self._receive(self._settings.job_seconds, None)
+            body = self._receive(seconds, None)
             return reply, apart(body, reply.get("sizes", []))
 
     def _receive(self, seconds: float, largest: int | None) -> bytes:

@@ -69,8 +69,8 @@ class Service:
         for name, why in batchless.items():
             if why:
                 log.warning("no batches", model=name, why=why)
-        servicer = InferenceServicer(self.models, self._store, self._pool, settings, batchless)
-        pb_grpc.add_EncryptedInferenceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
+        self._servicer = InferenceServicer(self.models, self._store, self._pool, settings, batchless)
+        pb_grpc.add_EncryptedInferenceServicer_to_server(self._servicer, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
