@@ -282,7 +282,7 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
             if not 0 < len(content) <= largest:
                 raise errors.invalid(
                     "CIPHERTEXT_INVALID",
-                    "ciphertext",
+                    "ciphertexts",
                     f"number {count} has {len(content)} bytes; expected 1 to {largest}: one ciphertext",
                 )
             if digest([content]) != message.ciphertext.sha256:
