@@ -316,7 +316,12 @@ class KeyStore:
             return None
 
     def _used(self) -> int:
-        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+        total = 0
+        for path in self.root.rglob("*"):
+            # A batch may be dropped at any moment.
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size if path.is_file() else 0
+        return total
 
     @staticmethod
     def _remove(path: Path) -> None:

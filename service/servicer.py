@@ -229,7 +229,9 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
         plan = self._batch_plan(model, header.plan_id)
         keys = self._check_keys(header.key_set_id, model)
         public = plan.public
-        with self._store.spool(public.inputs * seeded_ciphertext_bytes(public.parameters, public.input_level)) as spool:
+        # A little more than the estimate, so that a full store shows before everything has been sent.
+        expected = public.inputs * seeded_ciphertext_bytes(public.parameters, public.input_level) * 51 // 50
+        with self._store.spool(expected) as spool:
             # A client that hangs up has its batch dropped, which also stops the worker that reads it.
             context.add_callback(spool.drop)
             self._receive_batch(messages, plan, spool)
