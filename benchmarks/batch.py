@@ -91,7 +91,7 @@ def measure(network: CollapsedNetwork, images: Images, threads: int, repeats: in
     """
     plan = plan_batch(network)
     holder, engine = BatchKeyHolder(plan.public), BatchEngine(plan, threads)
-    key = engine.load_key(holder.relinearisation_key())
+    keys = engine.load_keys(holder.evaluation_keys())
     with tempfile.TemporaryDirectory(prefix="hemacrypt-bench-") as scratch:
         path, sizes = Path(scratch) / "ciphertexts", []
         started = time.perf_counter()
@@ -104,7 +104,7 @@ def measure(network: CollapsedNetwork, images: Images, threads: int, repeats: in
         # The first evaluation is for the compiler, or for reading what it left on disk.
         for number in range(repeats + 1):
             seconds: dict[str, float] = {}
-            replies = engine.evaluate(_stored(path, sizes), key, seconds)
+            replies = engine.evaluate(_stored(path, sizes), keys, seconds)
             if number and (not best or sum(seconds.values()) < sum(best.values())):
                 best = seconds
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - resting

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import platformdirs
 import tenacity
 
-from client_sdk._crypto import KeyHolder
+from client_sdk._crypto import BatchKeyHolder, KeyHolder
 from client_sdk._exceptions import ReplyError, RequestRefusedError, ServiceUnavailableError
 from client_sdk._keys import KeyDirectory
 from client_sdk._results import Bytes, Milliseconds, ModelInfo, Prediction
 from client_sdk._transport import open_channel, printable, refused, statuses_as_exceptions
+from hemacrypt.batch_plan import PublicBatchPlan
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.plan import PublicPlan
 from hemacrypt.preprocess import Pixels, Preprocessing
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
-from hemacrypt.wire import digest, plan_from_message, preprocessing_from_message
+from hemacrypt.wire import batch_plan_from_message, digest, plan_from_message, preprocessing_from_message
 
 Image = Path | str | Pixels
+Layout = Literal["single", "batch"]
 Progress = Callable[[int, int], None]
 
 _CHUNK = 512 * 1024
 # For one image and for two; more would be of no use to this client.
 _MOST_PLANS = 8
+# A batch is hundreds of megabytes up and minutes of work; a longer timeout of the client counts.
+_BATCH_SECONDS = 3600.0
+# What a service says when a client that catches up may try again.
+_BEHIND = ("KEY_SET_NOT_FOUND", "PLAN_CHANGED")
 
 
 def default_key_directory(model: str) -> Path:
@@ -78,6 +87,7 @@ class Client:
         self._stub = pb_grpc.EncryptedInferenceStub(self._channel)  # type: ignore[no-untyped-call]
         self._opened: KeyHolder | None = None
         self._holders: dict[str, KeyHolder] = {}
+        self._batch_holder: BatchKeyHolder | None = None
 
     def __enter__(self) -> Client:
         return self
@@ -90,8 +100,12 @@ class Client:
     def close(self) -> None:
         """Close the channel and forget the secret key."""
         self._channel.close()
+        self._forget_holders()
+
+    def _forget_holders(self) -> None:
         self._opened = None
         self._holders.clear()
+        self._batch_holder = None
 
     def models(self) -> list[ModelInfo]:
         """List what the service offers."""
@@ -100,43 +114,63 @@ class Client:
         return [ModelInfo(*map(printable, (m.name, m.description, m.plan_id))) for m in answer.models]
 
     @cached_property
-    def _described(self) -> tuple[tuple[PublicPlan, ...], Preprocessing]:
+    def _described(self) -> _Described:
         with statuses_as_exceptions(self.target):
             answer = self._stub.GetModel(pb.GetModelRequest(name=self.model), timeout=self._timeout)
         try:
             preprocessing = preprocessing_from_message(answer.preprocessing)
             plans = tuple(plan_from_message(plan, self.model, preprocessing) for plan in answer.plans[:_MOST_PLANS])
+            batch = (
+                batch_plan_from_message(answer.batch, self.model, preprocessing) if answer.HasField("batch") else None
+            )
         except PlanError as error:
             raise ReplyError(f"the plan that {self.target} sent cannot be used: {error}") from error
         if not plans or plans[0].plan_id != answer.model.plan_id or plans[0].images != 1:
             raise ReplyError(f"{self.target} describes another plan than it names; client and service versions differ")
         channels, height, width = preprocessing.input_shape
-        if any(len(plan.input_layout.positions) != channels * height * width for plan in plans):
+        sizes = [len(plan.input_layout.positions) for plan in plans] + ([batch.inputs] if batch else [])
+        if any(size != channels * height * width for size in sizes):
             raise ReplyError(f"the plan and the preprocessing that {self.target} sent do not fit together")
-        if any(plan.requirements_id != plans[0].requirements_id or plan.labels != plans[0].labels for plan in plans):
+        every: tuple[PublicPlan | PublicBatchPlan, ...] = (*plans, batch) if batch else plans
+        if any(plan.requirements_id != plans[0].requirements_id or plan.labels != plans[0].labels for plan in every):
             raise ReplyError(f"the plans that {self.target} sent need different keys or name different labels")
-        return plans, preprocessing
+        return _Described(plans, preprocessing, batch, answer.batch.break_even or None)
 
     def refresh(self) -> None:
         """Forget what the service said about the model, so that it is asked again."""
         self.__dict__.pop("_described", None)
-        self._opened = None
-        self._holders.clear()
+        self._forget_holders()
 
     @property
     def plan(self) -> PublicPlan:
         """The public half of the model's plan for one image."""
-        return self._described[0][0]
+        return self._described.plans[0]
 
     @property
     def pair_plan(self) -> PublicPlan | None:
         """The plan for two images in one request, if the service has one: less work for each than alone."""
-        return next((plan for plan in self._described[0] if plan.images == 2), None)
+        return next((plan for plan in self._described.plans if plan.images == 2), None)
+
+    @property
+    def batch_plan(self) -> PublicBatchPlan | None:
+        """The plan for thousands of images at once, if the service takes batches."""
+        return self._described.batch
+
+    def layout_for(self, images: int) -> Layout:
+        """Say how so many images are better sent, by what the service says of the time that both ways take.
+
+        Returns
+        -------
+        str
+            ``batch`` for `predict_batch`, ``single`` for `predict` and `predict_many`.
+        """
+        least = self._described.break_even if self.batch_plan else None
+        return "batch" if least is not None and images >= least else "single"
 
     @property
     def preprocessing(self) -> Preprocessing:
         """How a cell image becomes the model's input."""
-        return self._described[1]
+        return self._described.preprocessing
 
     def generate_keys(self, *, replace: bool = False) -> str:
         """Generate a secret key and the evaluation keys of the plan; return the name of the key set.
@@ -146,8 +180,8 @@ class Client:
         KeysMissingError
             If there are keys already and they may not be replaced.
         """
+        self._forget_holders()
         self._opened = self.keys.create(self.plan, replace=replace)
-        self._holders.clear()
         return self.keys.info().key_set_id
 
     def register(self, progress: Progress | None = None) -> str:
@@ -243,7 +277,7 @@ class Client:
         try:
             answer = self._predict_once(request)
         except RequestRefusedError as refusal:
-            if refusal.reason not in ("KEY_SET_NOT_FOUND", "PLAN_CHANGED"):
+            if refusal.reason not in _BEHIND:
                 raise
             # The service lost the keys, or serves a new version of the model: catch up and try again, once.
             self.refresh()
@@ -300,6 +334,144 @@ class Client:
             raise failed[0]
         if not sent.empty():
             raise ReplyError(f"{self.target} ended the stream with {sent.qsize()} requests unanswered; ask again")
+
+    def predict_batch(self, images: Sequence[Image], progress: Progress | None = None) -> list[Prediction]:
+        """Predict many images in batches of up to N / 2: one value in each ciphertext, one image in each slot.
+
+        A batch costs the same however many images it has; `layout_for` says from how many on that pays. Ciphertexts
+        are made while others are sent, so few are in memory at a time.
+
+        Parameters
+        ----------
+        images:
+            As in `predict`.
+        progress:
+            Called with ciphertexts sent and ciphertexts in all. When both are equal, the service has begun to compute.
+
+        Returns
+        -------
+        list
+            One prediction for each image, in order; images of one batch share its times and bytes.
+
+        Raises
+        ------
+        ImageError
+            If an image is none, or not of the kind that the model reads; nothing was sent then.
+        KeysMissingError
+            If there are no keys for this plan.
+        RequestRefusedError
+            If the service takes no batches, or refuses this one.
+        ReplyError
+            If the answer is not what it should be.
+        """
+        told = progress or (lambda sent, total: None)
+        answers: list[Prediction] = []
+        values = self._preprocessed(images)
+        while len(answers) < len(images):
+            try:
+                answers += self._next_batch(images, values, len(answers), told)
+            except RequestRefusedError as refusal:
+                if refusal.reason not in _BEHIND:
+                    raise
+                # As in `predict`: catch up and try again, once. The service refuses before much has been sent.
+                self.refresh()
+                self.register()
+                values = self._preprocessed(images)
+                answers += self._next_batch(images, values, len(answers), told)
+        return answers
+
+    def _preprocessed(self, images: Sequence[Image]) -> list[npt.NDArray[np.float32]]:
+        return [self.preprocessing(image) for image in images]
+
+    def _next_batch(
+        self, images: Sequence[Image], values: list[npt.NDArray[np.float32]], start: int, progress: Progress
+    ) -> list[Prediction]:
+        """Have the batch evaluated that begins at an image."""
+        plan = self.batch_plan
+        if plan is None:
+            raise RequestRefusedError(
+                "FAILED_PRECONDITION",
+                "BATCHES_NOT_SERVED",
+                f"{self.target} takes no batches for {self.model}; send the images one by one",
+            )
+        total = plan.inputs * math.ceil(len(images) / plan.images)
+        done = plan.inputs * (start // plan.images)
+        names = [_name(image) for image in images[start : start + plan.images]]
+        batch = np.stack(values[start : start + plan.images])
+        return self._batch(plan, batch, names, lambda sent: progress(done + sent, total))
+
+    def _batch(
+        self, plan: PublicBatchPlan, values: npt.NDArray[np.float32], names: list[str], told: Callable[[int], None]
+    ) -> list[Prediction]:
+        """Have one batch evaluated."""
+        if self._batch_holder is None or self._batch_holder.plan.plan_id != plan.plan_id:
+            self._batch_holder = self._holder(self.plan).serving_batches(plan)
+        sent = _SentBatch()
+        try:
+            ciphertexts = self._batch_holder.encrypt(values)
+        except PlanError as error:
+            raise ReplyError(f"the plan that {self.target} sent cannot be used: {error}") from error
+        header = pb.BatchHeader(model=self.model, plan_id=plan.plan_id, key_set_id=self.keys.info().key_set_id)
+
+        def requests() -> Iterator[pb.PredictBatchRequest]:
+            try:
+                yield sent.counted(pb.PredictBatchRequest(header=header))
+                for number in range(plan.inputs):
+                    started = time.perf_counter()
+                    content = next(ciphertexts)
+                    sent.encrypt_ms += (time.perf_counter() - started) * 1e3
+                    message = pb.BatchCiphertext(content=content, sha256=digest([content]))
+                    yield sent.counted(pb.PredictBatchRequest(ciphertext=message))
+                    told(number + 1)
+            except Exception as error:
+                # gRPC would swallow it in its own thread, and the service must not take the rest for a whole batch.
+                sent.failed.append(error)
+                call.cancel()
+
+        started = time.perf_counter()
+        replies: list[pb.PredictBatchResponse] = []
+        call = self._stub.PredictBatch(requests(), timeout=max(self._timeout, _BATCH_SECONDS))
+        try:
+            with statuses_as_exceptions(self.target):
+                for reply in call:
+                    if reply.index != len(replies) or reply.index == plan.outputs:
+                        raise ReplyError(f"{self.target} answered a logit that was not asked; do not use the batch")
+                    if digest([reply.ciphertext]) != reply.ciphertext_sha256:
+                        raise ReplyError(f"the answer for {len(values)} images was damaged on the way; ask again")
+                    replies.append(reply)
+        except RequestRefusedError:
+            if sent.failed:
+                raise sent.failed[0] from None
+            raise
+        finally:
+            call.cancel()
+        elapsed, started = (time.perf_counter() - started) * 1e3, time.perf_counter()
+        try:
+            logits = self._batch_holder.decrypt([reply.ciphertext for reply in replies], len(values))
+        except FormatError as error:
+            raise ReplyError(f"the answer for {len(values)} images cannot be decrypted: {error}") from error
+        timing = replies[0].timing
+        queue_ms, compute_ms = timing.queue_us / 1e3, timing.compute_us / 1e3
+        milliseconds = Milliseconds(
+            encrypt=sent.encrypt_ms,
+            upload=max(elapsed - sent.encrypt_ms - queue_ms - compute_ms, 0.0),
+            queue=queue_ms,
+            compute=compute_ms,
+            decrypt=(time.perf_counter() - started) * 1e3,
+        )
+        size = Bytes(upload=sent.size, reply=sum(reply.ByteSize() for reply in replies))
+        return [
+            Prediction(
+                source=name,
+                labels=plan.labels,
+                logits=row,
+                error_bound=plan.logit_error_bound,
+                milliseconds=milliseconds,
+                size=size,
+                images=len(values),
+            )
+            for name, row in zip(names, logits, strict=True)
+        ]
 
     def _grouped(self, images: Iterable[Image]) -> Iterator[tuple[PublicPlan, list[Image]]]:
         pair = self.pair_plan
@@ -380,6 +552,29 @@ class Client:
             )
             for name, row in zip(names, logits, strict=True)
         ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Described:
+    """What a service says of a model: plans for few images, preprocessing, plan for batches and when they pay."""
+
+    plans: tuple[PublicPlan, ...]
+    preprocessing: Preprocessing
+    batch: PublicBatchPlan | None
+    break_even: int | None
+
+
+@dataclass
+class _SentBatch:
+    """What gRPC's thread has encrypted and sent of a batch, and what went wrong there."""
+
+    encrypt_ms: float = 0.0
+    size: int = 0
+    failed: list[Exception] = field(default_factory=list)
+
+    def counted(self, message: pb.PredictBatchRequest) -> pb.PredictBatchRequest:
+        self.size += message.ByteSize()
+        return message
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,46 @@ from hemacrypt.batch_plan import PublicBatchPlan
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys
 from hemacrypt.network import Array, ComplexArray
-from hemacrypt.plan import PublicPlan
+from hemacrypt.plan import KeyGroup, Parameters, PublicPlan
 
 
-class KeyHolder:
+class _SecretKey:
+    """A secret key, and SEAL's objects that use it."""
+
+    def __init__(self, parameters: Parameters, groups: tuple[KeyGroup, ...], secret: bytes | None) -> None:
+        self._parameters, self._groups = parameters, groups
+        self._context = sealio.make_context(parameters)
+        self._minor = sealio.seal_minor_version()
+        if secret is None:
+            self._generator = seal.KeyGenerator(self._context)
+        else:
+            key = sealio.load(seal.SecretKey(), self._context, secret)
+            self._generator = seal.KeyGenerator(self._context, key)
+        self._secret = self._generator.secret_key()
+        self._encoder = seal.CKKSEncoder(self._context)
+        self._encryptor = seal.Encryptor(self._context, self._secret)
+        self._decryptor = seal.Decryptor(self._context, self._secret)
+
+    def secret_bytes(self) -> bytes:
+        """Serialise the secret key, for a file that only its owner can read."""
+        return sealio.dump(self._secret)
+
+    def evaluation_keys(self) -> EvaluationKeys:
+        """Generate seeded relinearisation and Galois keys for exactly the plan's operations, level by level."""
+        secret, parameters = self.secret_bytes(), self._parameters
+        levels: list[LevelKeys] = []
+        for group in self._groups:
+            context = sealio.make_context(parameters.truncated(group.level))
+            cut = sealio.truncated_secret(secret, parameters, group.level)
+            generator = seal.KeyGenerator(context, sealio.load(seal.SecretKey(), context, cut))
+            relinearisation = sealio.dump(generator.create_relin_keys()) if group.relinearise else b""
+            # The binding reads a list of positive integers as Galois elements, which they are.
+            galois = sealio.dump(generator.create_galois_keys(list(group.elements))) if group.elements else b""
+            levels.append(LevelKeys(relinearisation, galois))
+        return EvaluationKeys(tuple(levels))
+
+
+class KeyHolder(_SecretKey):
     """A secret key and what it can do: make evaluation keys, encrypt images, decrypt logits.
 
     Parameters
@@ -38,18 +74,8 @@ class KeyHolder:
     """
 
     def __init__(self, plan: PublicPlan, secret: bytes | None = None) -> None:
+        super().__init__(plan.parameters, plan.keys, secret)
         self.plan = plan
-        self._context = sealio.make_context(plan.parameters)
-        self._minor = sealio.seal_minor_version()
-        if secret is None:
-            self._generator = seal.KeyGenerator(self._context)
-        else:
-            key = sealio.load(seal.SecretKey(), self._context, secret)
-            self._generator = seal.KeyGenerator(self._context, key)
-        self._secret = self._generator.secret_key()
-        self._encoder = seal.CKKSEncoder(self._context)
-        self._encryptor = seal.Encryptor(self._context, self._secret)
-        self._decryptor = seal.Decryptor(self._context, self._secret)
 
     def __repr__(self) -> str:
         return f"KeyHolder(model={self.plan.model!r}, degree={self.plan.parameters.degree})"
@@ -60,23 +86,9 @@ class KeyHolder:
             return self
         return KeyHolder(plan, self.secret_bytes())
 
-    def secret_bytes(self) -> bytes:
-        """Serialise the secret key, for a file that only its owner can read."""
-        return sealio.dump(self._secret)
-
-    def evaluation_keys(self) -> EvaluationKeys:
-        """Generate seeded relinearisation and Galois keys for exactly the plan's operations, level by level."""
-        secret, parameters = self.secret_bytes(), self.plan.parameters
-        levels: list[LevelKeys] = []
-        for group in self.plan.keys:
-            context = sealio.make_context(parameters.truncated(group.level))
-            cut = sealio.truncated_secret(secret, parameters, group.level)
-            generator = seal.KeyGenerator(context, sealio.load(seal.SecretKey(), context, cut))
-            relinearisation = sealio.dump(generator.create_relin_keys()) if group.relinearise else b""
-            # The binding reads a list of positive integers as Galois elements, which they are.
-            galois = sealio.dump(generator.create_galois_keys(list(group.elements))) if group.elements else b""
-            levels.append(LevelKeys(relinearisation, galois))
-        return EvaluationKeys(tuple(levels))
+    def serving_batches(self, plan: PublicBatchPlan) -> BatchKeyHolder:
+        """Return a holder of the same secret key for batches, whose plan has the same parameters."""
+        return BatchKeyHolder(plan, self.secret_bytes())
 
     def encrypt(self, images: npt.ArrayLike) -> list[bytes]:
         """Encrypt preprocessed images, as many as the plan takes at once.
@@ -142,7 +154,7 @@ class KeyHolder:
         return np.array(self._encoder.decode_complex(plain))
 
 
-class BatchKeyHolder:
+class BatchKeyHolder(_SecretKey):
     """The same for batches: encrypts up to N / 2 images at once, one ciphertext for each value, and decrypts logits.
 
     Parameters
@@ -150,8 +162,7 @@ class BatchKeyHolder:
     plan:
         The public batch plan that everything is for.
     secret:
-        A secret key serialised by `KeyHolder.secret_bytes`, when the latency plan of the model has the same parameters;
-        a new one is generated when there is none.
+        A secret key serialised by `secret_bytes`; a new one is generated when there is none.
 
     Raises
     ------
@@ -162,25 +173,11 @@ class BatchKeyHolder:
     """
 
     def __init__(self, plan: PublicBatchPlan, secret: bytes | None = None) -> None:
+        super().__init__(plan.parameters, plan.keys, secret)
         self.plan = plan
-        self._context = sealio.make_context(plan.parameters)
-        self._minor = sealio.seal_minor_version()
-        if secret is None:
-            self._generator = seal.KeyGenerator(self._context)
-        else:
-            key = sealio.load(seal.SecretKey(), self._context, secret)
-            self._generator = seal.KeyGenerator(self._context, key)
-        self._secret = self._generator.secret_key()
-        self._encoder = seal.CKKSEncoder(self._context)
-        self._encryptor = seal.Encryptor(self._context, self._secret)
-        self._decryptor = seal.Decryptor(self._context, self._secret)
 
     def __repr__(self) -> str:
         return f"BatchKeyHolder(model={self.plan.model!r}, degree={self.plan.parameters.degree})"
-
-    def relinearisation_key(self) -> bytes:
-        """Generate the one evaluation key that a batch needs, seeded; empty when the network squares nothing."""
-        return sealio.dump(self._generator.create_relin_keys()) if self.plan.needs_relinearisation else b""
 
     def encrypt(self, images: npt.ArrayLike) -> Iterator[bytes]:
         """Encrypt preprocessed images, one ciphertext after the other.

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from client_sdk._client import Client
@@ -19,6 +21,7 @@ from client_sdk._results import Prediction
 from hemacrypt import DISCLAIMER
 from hemacrypt.engines import DEFAULT_ENGINE
 from hemacrypt.errors import ImageError
+from hemacrypt.preprocess import read_pixels
 
 ServerOption = Annotated[
     str, typer.Option("--server", "-s", envvar="HEMACRYPT_SERVER", help="host:port of the service.")
@@ -31,6 +34,14 @@ TlsOption = Annotated[
     Path | None, typer.Option("--tls-root", help="PEM certificate of the authority that signed the service's.")
 ]
 _SERVER, _MODEL = "127.0.0.1:50051", "leukaemia"
+
+
+class LayoutChoice(StrEnum):
+    """How images are sent."""
+
+    auto = "auto"
+    single = "single"
+    batch = "batch"
 
 
 def models(server: ServerOption = _SERVER, tls_root: TlsOption = None) -> None:
@@ -77,28 +88,57 @@ def predict(
     keys: KeysOption = None,
     tls_root: TlsOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one line per image.")] = False,
+    layout: Annotated[
+        LayoutChoice,
+        typer.Option(help="One by one, all in batches, or whichever takes less time for so many images."),
+    ] = LayoutChoice.auto,
 ) -> None:
     """Encrypt images, have them evaluated, decrypt and print the answers."""
     console = Console()
     table = Table("image", "prediction", "probability", "ms", title=DISCLAIMER, title_justify="left")
-    failed = 0
     with Client(server, model, key_directory=keys, root_certificate=tls_root) as client:
         client.prepare()
-        for image in images:
-            try:
-                answer = client.predict(image)
-            except ImageError as error:
-                failed += 1
-                typer.secho(f"error: {error}", err=True, fg="red")
-                continue
+        chosen = client.layout_for(len(images)) if layout is LayoutChoice.auto else layout.value
+        answers = _in_batches(client, images) if chosen == "batch" else _one_by_one(client, images)
+        done = 0
+        for answer in answers:
+            done += 1
             if as_json:
                 print(json.dumps(as_record(answer)))
-            milliseconds = sum(asdict(answer.milliseconds).values())
-            table.add_row(escape(str(image)), escape(answer.label), f"{answer.probability:.3f}", f"{milliseconds:.0f}")
+            milliseconds = sum(asdict(answer.milliseconds).values()) / answer.images
+            source, label = escape(answer.source), escape(answer.label)
+            table.add_row(source, label, f"{answer.probability:.3f}", f"{milliseconds:.0f}")
     if not as_json and table.row_count:
         console.print(table)
-    if failed:
+    if done < len(images):
         raise typer.Exit(1)
+
+
+def _one_by_one(client: Client, images: list[Path]) -> Iterator[Prediction]:
+    for image in images:
+        try:
+            yield client.predict(image)
+        except ImageError as error:
+            typer.secho(f"error: {error}", err=True, fg="red")
+
+
+def _in_batches(client: Client, images: list[Path]) -> Iterator[Prediction]:
+    """Predict all images that can be read, and say which cannot."""
+    preprocessing, pixels, names = client.preprocessing, [], []
+    for image in images:
+        try:
+            reduced = preprocessing.reduce(read_pixels(image, preprocessing.image_size))
+            preprocessing(reduced)
+        except ImageError as error:
+            typer.secho(f"error: {error}", err=True, fg="red")
+            continue
+        pixels.append(reduced)
+        names.append(str(image))
+    columns = TextColumn("ciphertexts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("upload", total=None)
+        answers = client.predict_batch(pixels, lambda sent, total: bar.update(task, completed=sent, total=total))
+    yield from (replace(answer, source=name) for answer, name in zip(answers, names, strict=True))
 
 
 def forget(

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from hemacrypt.errors import PlanError
 from hemacrypt.network import Array
-from hemacrypt.plan import Parameters
+from hemacrypt.plan import KeyGroup, Parameters, check_key_groups
 
 Numbers = npt.NDArray[np.int64]
 
@@ -141,8 +141,9 @@ class PublicBatchPlan:
         Levels of the fresh ciphertexts and of the replies.
     input_scale, output_scale:
         Their scales.
-    needs_relinearisation:
-        Whether the network squares anything; no other evaluation key is ever needed.
+    keys:
+        Evaluation keys that are registered for it, highest level first: relinearisation keys of its own, and whatever
+        else other plans of the model need.
     logit_error_bound:
         Predicted bound on the error of a decrypted logit.
     logit_limit:
@@ -159,7 +160,7 @@ class PublicBatchPlan:
     output_level: int
     input_scale: float
     output_scale: float
-    needs_relinearisation: bool
+    keys: tuple[KeyGroup, ...]
     logit_error_bound: float
     logit_limit: float
     preprocessing_digest: str = ""
@@ -171,6 +172,7 @@ class PublicBatchPlan:
             raise PlanError(
                 f"levels {self.input_level} and {self.output_level} do not descend from {self.parameters.top_level}"
             )
+        check_key_groups(self.parameters, self.keys)
         for scale, level in ((self.input_scale, self.input_level), (self.output_scale, self.output_level)):
             if not 1 <= scale < 2 ** self.parameters.bits_at(level):
                 raise PlanError(f"scale {scale:g} does not fit the modulus of level {level}")
@@ -250,7 +252,7 @@ class PublicBatchPlan:
             "order": self.input_order,
             "levels": [self.input_level, self.output_level],
             "scales": [self.input_scale.hex(), self.output_scale.hex()],
-            "keys": self.needs_relinearisation,
+            "keys": self.keys,
             "preprocessing": self.preprocessing_digest,
             "error": [self.logit_error_bound.hex(), self.logit_limit.hex()],
         }
@@ -259,7 +261,7 @@ class PublicBatchPlan:
     @cached_property
     def requirements_id(self) -> str:
         """SHA-256 over all that evaluation keys depend on, hexadecimal: plans that share it share keys."""
-        return _digest([self._parameters, (), self.needs_relinearisation])
+        return _digest([self._parameters, self.keys])
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,6 +292,11 @@ class BatchPlan:
     def parameters(self) -> Parameters:
         """Degree and modulus chain."""
         return self.public.parameters
+
+    @property
+    def relinearisation_levels(self) -> tuple[int, ...]:
+        """Levels at which something is relinearised, highest first."""
+        return tuple(sorted({step.level for step in self.steps if step.relinearise}, reverse=True))
 
     @property
     def linears(self) -> tuple[BatchLinear, ...]:

@@ -97,7 +97,7 @@ def memory_bytes(plan: BatchPlan, layers: Sequence[LayerSchedule], threads: int)
         How many threads share the work; each has arrays of its own for key switches and for reading.
     """
     degree, primes = plan.parameters.degree, len(plan.parameters.data_primes)
-    total = 2 * primes * (primes + 1) * degree  # the relinearisation key
+    total = sum(2 * (level + 1) * (level + 2) * degree for level in plan.relinearisation_levels)  # keys
     for linear, layer in zip(plan.linears, layers, strict=True):
         values = linear.polynomials * (linear.level + 1) * degree
         total += (layer.open + layer.largest) * values

@@ -30,7 +30,9 @@ def plan(
     bundle: Annotated[
         Path | None, typer.Argument(help="Bundle written by `hemacrypt export`; default: the embedded one.")
     ] = None,
-    images: Annotated[int, typer.Option(min=1, max=2, help="How many images a request carries.")] = 1,
+    images: Annotated[
+        int, typer.Option(min=1, help="1 or 2: the plan for so many in a request; more: which layout suits so many.")
+    ] = 1,
     key_budget_mb: Annotated[
         float | None, typer.Option(help="Megabytes that evaluation keys may take. [default: about 34]")
     ] = None,
@@ -40,12 +42,19 @@ def plan(
     from hemacrypt.bundle import Bundle
     from hemacrypt.embedded import bundle_path
     from hemacrypt.errors import PlanError
-    from hemacrypt.planner import plan_bundle
+    from hemacrypt.planner import plan_bundle_layouts
+    from hemacrypt.planner.layouts import describe_comparison, show_comparison
     from hemacrypt.planner.report import describe, show
 
     budget = None if key_budget_mb is None else round(key_budget_mb * 1e6)
-    plans = plan_bundle(Bundle.read(bundle or bundle_path()), budget)
-    planned = next((plan for plan in plans if plan.public.images == images), None)
+    layouts = plan_bundle_layouts(Bundle.read(bundle or bundle_path()), budget)
+    if images > 2:
+        if as_json:
+            print(json.dumps(describe_comparison(layouts, images), indent=2))
+        else:
+            show_comparison(layouts, images, Console())
+        return
+    planned = next((plan for plan in layouts.plans if plan.public.images == images), None)
     if planned is None:
         raise PlanError(f"no plan carries {images} images: for this network and key budget one at a time is as fast")
     if as_json:

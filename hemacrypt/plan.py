@@ -457,6 +457,26 @@ def united(plans: Iterable[tuple[KeyGroup, ...]]) -> tuple[KeyGroup, ...]:
     return tuple(found[level] for level in sorted(found, reverse=True))
 
 
+def check_key_groups(parameters: Parameters, groups: Sequence[KeyGroup]) -> None:
+    """Make sure that key groups contradict neither each other nor the parameters.
+
+    Raises
+    ------
+    PlanError
+        If they do.
+    """
+    levels = [group.level for group in groups]
+    if levels != sorted(set(levels), reverse=True) or not set(levels) <= set(range(len(parameters.data_primes))):
+        raise PlanError("key groups must stand in descending order of their levels, each level once")
+    for group in groups:
+        if not group.elements and not group.relinearise:
+            raise PlanError(f"the key group of level {group.level} has no keys; leave it out")
+        if list(group.elements) != sorted(set(group.elements)):
+            raise PlanError("Galois elements must be ascending and distinct")
+        if any(element % 2 == 0 or not 1 < element < 2 * parameters.degree for element in group.elements):
+            raise PlanError(f"Galois elements must be odd and lie between 3 and {2 * parameters.degree - 1}")
+
+
 @dataclass(frozen=True, eq=False)
 class PublicPlan:
     """The half of a plan that a client receives: no weights, nothing derived from them but sizes.
@@ -506,18 +526,7 @@ class PublicPlan:
             raise PlanError(f"{len(self.labels)} labels for {len(self.output_layout.positions)} logits")
         if self.input_layout.images != self.output_layout.images:
             raise PlanError(f"{self.input_layout.images} images in, {self.output_layout.images} out; expected as many")
-        levels = [group.level for group in self.keys]
-        if levels != sorted(set(levels), reverse=True) or not set(levels) <= set(
-            range(len(self.parameters.data_primes))
-        ):
-            raise PlanError("key groups must stand in descending order of their levels, each level once")
-        for group in self.keys:
-            if not group.elements and not group.relinearise:
-                raise PlanError(f"the key group of level {group.level} has no keys; leave it out")
-            if list(group.elements) != sorted(set(group.elements)):
-                raise PlanError("Galois elements must be ascending and distinct")
-            if any(element % 2 == 0 or not 1 < element < 2 * self.parameters.degree for element in group.elements):
-                raise PlanError(f"Galois elements must be odd and lie between 3 and {2 * self.parameters.degree - 1}")
+        check_key_groups(self.parameters, self.keys)
         for scale, level in ((self.input_scale, self.parameters.top_level), (self.output_scale, 0)):
             if not 1 <= scale < 2 ** self.parameters.bits_at(level):
                 raise PlanError(f"scale {scale:g} does not fit the modulus of level {level}")

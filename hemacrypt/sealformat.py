@@ -159,9 +159,10 @@ def ciphertext_bytes(parameters: Parameters, level: int, *, seeded: bool) -> int
     return _CIPHERTEXT.size + array + (_SEED_BYTES if seeded else 0)
 
 
-def largest_ciphertext(parameters: Parameters) -> int:
-    """Return how many bytes a serialised fresh ciphertext may have, compressed or not."""
-    return HEADER.size + ciphertext_bytes(parameters, parameters.top_level, seeded=False) + _SLACK
+def largest_ciphertext(parameters: Parameters, level: int | None = None) -> int:
+    """Return how many bytes a serialised ciphertext may have, compressed or not; at the highest level by default."""
+    at = parameters.top_level if level is None else level
+    return HEADER.size + ciphertext_bytes(parameters, at, seeded=False) + _SLACK
 
 
 def check_ciphertext(data: bytes, parameters: Parameters, level: int, scale: float, minor: int) -> bytes:

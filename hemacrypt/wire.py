@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 from pydantic import ValidationError
 
+from hemacrypt.batch_plan import PublicBatchPlan
 from hemacrypt.errors import PlanError
 from hemacrypt.evaluation_keys import largest_key_set
 from hemacrypt.plan import KeyGroup, Layout, Parameters, PublicPlan
@@ -33,14 +34,9 @@ def digest(ciphertexts: Iterable[bytes]) -> str:
 
 def plan_to_message(plan: PublicPlan) -> pb.PublicPlan:
     """Write a public plan as a message."""
-    parameters = plan.parameters
     return pb.PublicPlan(
         labels=plan.labels,
-        parameters=pb.Parameters(
-            degree=parameters.degree,
-            data_primes=parameters.data_primes,
-            special_prime=parameters.special_prime,
-        ),
+        parameters=_parameters_to_message(plan.parameters),
         input_layout=_layout_to_message(plan.input_layout),
         input_scale=plan.input_scale,
         output_layout=_layout_to_message(plan.output_layout),
@@ -48,10 +44,7 @@ def plan_to_message(plan: PublicPlan) -> pb.PublicPlan:
         logit_error_bound=plan.logit_error_bound,
         logit_limit=plan.logit_limit,
         copy_error_bound=plan.copy_error_bound,
-        keys=[
-            pb.KeyGroup(level=group.level, relinearise=group.relinearise, elements=group.elements)
-            for group in plan.keys
-        ],
+        keys=_keys_to_message(plan.keys),
         plan_id=plan.plan_id,
     )
 
@@ -64,18 +57,10 @@ def plan_from_message(message: pb.PublicPlan, model: str, preprocessing: Preproc
     PlanError
         If the plan is insecure or contradicts itself.
     """
-    if len(message.labels) > _MOST_LABELS or any(len(label) > _LONGEST_LABEL for label in message.labels):
-        raise PlanError(f"the plan has more than {_MOST_LABELS} labels or one of over {_LONGEST_LABEL} characters")
-    if not all(label.isprintable() for label in message.labels):
-        raise PlanError("a label has characters that do not print; labels are words")
-    parameters = Parameters(
-        message.parameters.degree, tuple(message.parameters.data_primes), message.parameters.special_prime
-    )
-    if len(set(message.labels)) != len(message.labels):
-        raise PlanError("two labels are the same; answers could not be told apart")
-    stated = (message.logit_error_bound, message.logit_limit, message.copy_error_bound)
-    if not all(0 < bound < math.inf for bound in stated):
-        raise PlanError("the plan states no positive error bounds and logit limit")
+    _check_said(message)
+    if not 0 < message.copy_error_bound < math.inf:
+        raise PlanError("the plan states no positive error bound for a copy")
+    parameters = _parameters_from_message(message.parameters)
     plan = PublicPlan(
         model=model,
         labels=tuple(message.labels),
@@ -84,20 +69,90 @@ def plan_from_message(message: pb.PublicPlan, model: str, preprocessing: Preproc
         output_layout=_layout_from_message(message.output_layout, parameters.slots),
         input_scale=message.input_scale,
         output_scale=message.output_scale,
-        keys=tuple(KeyGroup(group.level, group.relinearise, tuple(group.elements)) for group in message.keys),
+        keys=_keys_from_message(message.keys),
         logit_error_bound=message.logit_error_bound,
         logit_limit=message.logit_limit,
         copy_error_bound=message.copy_error_bound,
         preprocessing_digest=preprocessing.digest,
     )
+    _check_read(plan, message.plan_id)
+    return plan
+
+
+def batch_plan_to_message(plan: PublicBatchPlan, break_even: int | None) -> pb.BatchPlan:
+    """Write a public batch plan as a message.
+
+    Parameters
+    ----------
+    plan:
+        The plan.
+    break_even:
+        Fewest images for which a batch is better; None when it never is.
+    """
+    return pb.BatchPlan(
+        labels=plan.labels,
+        parameters=_parameters_to_message(plan.parameters),
+        input_order=plan.input_order,
+        input_level=plan.input_level,
+        input_scale=plan.input_scale,
+        output_level=plan.output_level,
+        output_scale=plan.output_scale,
+        logit_error_bound=plan.logit_error_bound,
+        logit_limit=plan.logit_limit,
+        keys=_keys_to_message(plan.keys),
+        plan_id=plan.plan_id,
+        break_even=break_even or 0,
+    )
+
+
+def batch_plan_from_message(message: pb.BatchPlan, model: str, preprocessing: Preprocessing) -> PublicBatchPlan:
+    """Read a public batch plan from a message; see `plan_from_message`.
+
+    Raises
+    ------
+    PlanError
+        If the plan is insecure or contradicts itself.
+    """
+    _check_said(message)
+    plan = PublicBatchPlan(
+        model=model,
+        labels=tuple(message.labels),
+        parameters=_parameters_from_message(message.parameters),
+        input_order=tuple(message.input_order),
+        input_level=message.input_level,
+        output_level=message.output_level,
+        input_scale=message.input_scale,
+        output_scale=message.output_scale,
+        keys=_keys_from_message(message.keys),
+        logit_error_bound=message.logit_error_bound,
+        logit_limit=message.logit_limit,
+        preprocessing_digest=preprocessing.digest,
+    )
+    _check_read(plan, message.plan_id)
+    return plan
+
+
+def _check_said(message: pb.PublicPlan | pb.BatchPlan) -> None:
+    """Check what a plan says to people, and its bounds."""
+    if len(message.labels) > _MOST_LABELS or any(len(label) > _LONGEST_LABEL for label in message.labels):
+        raise PlanError(f"the plan has more than {_MOST_LABELS} labels or one of over {_LONGEST_LABEL} characters")
+    if not all(label.isprintable() for label in message.labels):
+        raise PlanError("a label has characters that do not print; labels are words")
+    if len(set(message.labels)) != len(message.labels):
+        raise PlanError("two labels are the same; answers could not be told apart")
+    if not (0 < message.logit_error_bound < math.inf and 0 < message.logit_limit < math.inf):
+        raise PlanError("the plan states no positive error bound and logit limit")
+
+
+def _check_read(plan: PublicPlan | PublicBatchPlan, plan_id: str) -> None:
+    """Check what a plan asks for, and that it is the plan that was sent."""
     if largest_key_set(plan) > _LARGEST_KEY_SET:
         raise PlanError(
-            f"the plan's {plan.galois_keys} Galois keys may take {largest_key_set(plan) >> 20} MiB; "
-            f"at most {_LARGEST_KEY_SET >> 20} MiB of keys are made for a service"
+            f"the plan's {sum(len(group.elements) for group in plan.keys)} Galois keys may take "
+            f"{largest_key_set(plan) >> 20} MiB; at most {_LARGEST_KEY_SET >> 20} MiB of keys are made for a service"
         )
-    if plan.plan_id != message.plan_id:
+    if plan.plan_id != plan_id:
         raise PlanError("the plan hashes to another name than it carries; client and service versions differ")
-    return plan
 
 
 def preprocessing_to_message(preprocessing: Preprocessing) -> pb.Preprocessing:
@@ -130,6 +185,24 @@ def preprocessing_from_message(message: pb.Preprocessing) -> Preprocessing:
     except ValidationError as error:
         problems = "; ".join(str(problem["msg"]) for problem in error.errors())
         raise PlanError(f"the service declares an impossible preprocessing ({problems}); ask its operator") from None
+
+
+def _parameters_to_message(parameters: Parameters) -> pb.Parameters:
+    return pb.Parameters(
+        degree=parameters.degree, data_primes=parameters.data_primes, special_prime=parameters.special_prime
+    )
+
+
+def _parameters_from_message(message: pb.Parameters) -> Parameters:
+    return Parameters(message.degree, tuple(message.data_primes), message.special_prime)
+
+
+def _keys_to_message(keys: Iterable[KeyGroup]) -> list[pb.KeyGroup]:
+    return [pb.KeyGroup(level=group.level, relinearise=group.relinearise, elements=group.elements) for group in keys]
+
+
+def _keys_from_message(messages: Iterable[pb.KeyGroup]) -> tuple[KeyGroup, ...]:
+    return tuple(KeyGroup(group.level, group.relinearise, tuple(group.elements)) for group in messages)
 
 
 def _layout_to_message(layout: Layout) -> pb.Layout:

@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hemacrypt import sealformat
+from hemacrypt.batch_plan import BatchPlan
+from hemacrypt.batch_schedule import make_schedule, memory_bytes
 from hemacrypt.bundle import Bundle
 from hemacrypt.errors import BundleError
 from hemacrypt.evaluation_keys import largest_key_set
 from hemacrypt.plan import Plan
-from hemacrypt.planner import plan_bundle
+from hemacrypt.planner import plan_bundle_layouts
+
+# What a worker takes of its address space besides a batch. Measured with the embedded model on two cores: 0.9 GB for
+# libraries, weights and the first key set; each further one that stays loaded takes 75 MB.
+RESERVED_MB = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,10 +30,19 @@ class Model:
         What was read.
     plans:
         For one image first, then for several in one request; all need the same keys.
+    batch:
+        For a batch of images, with the same keys; None when the network cannot be evaluated so.
+    no_batch:
+        Why there is no batch plan.
+    break_even:
+        Fewest images for which a batch takes less time; None when it never does.
     """
 
     bundle: Bundle
     plans: tuple[Plan, ...]
+    batch: BatchPlan | None = None
+    no_batch: str = "its network has no plan for batches"
+    break_even: int | None = None
 
     @property
     def name(self) -> str:
@@ -54,6 +69,33 @@ class Model:
         return next((plan for plan in self.plans if plan.public.plan_id == plan_id), None)
 
 
+def why_no_batches(model: Model, engine: str, threads: int, memory_mb: int, places: int = 1) -> str:
+    """Return why a service cannot take batches for a model; nothing when it can.
+
+    Parameters
+    ----------
+    model:
+        The model.
+    engine, threads, memory_mb:
+        Engine of the workers, their threads, and the address space of each in MiB.
+    places:
+        How many batches the operator allows at a time.
+    """
+    if model.batch is None:
+        return model.no_batch
+    if not places:
+        return "the operator has switched batches off"
+    if engine != "vector":
+        return f"the engine {engine} evaluates no batches"
+    needed = memory_bytes(model.batch, make_schedule(model.batch), threads) >> 20
+    if RESERVED_MB + needed > memory_mb:
+        return (
+            f"a batch takes {needed} MiB of memory besides {RESERVED_MB} MiB for everything else, "
+            f"and workers have {memory_mb} MiB"
+        )
+    return ""
+
+
 def load_models(directories: Iterable[Path], key_budget: int | None = None) -> dict[str, Model]:
     """Read, check and plan every bundle.
 
@@ -74,7 +116,8 @@ def load_models(directories: Iterable[Path], key_budget: int | None = None) -> d
     models: dict[str, Model] = {}
     for directory in directories:
         bundle = Bundle.read(directory)
-        model = Model(bundle, plan_bundle(bundle, key_budget))
+        layouts = plan_bundle_layouts(bundle, key_budget)
+        model = Model(bundle, layouts.plans, layouts.batch, layouts.no_batch, layouts.break_even)
         if model.name in models:
             raise BundleError(f"two bundles are called {model.name!r}; export one of them under another name")
         models[model.name] = model

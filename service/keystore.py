@@ -5,6 +5,8 @@ Layout of the store::
     <key set id>/keys       the blob, exactly as uploaded; its SHA-256 is the id
     <key set id>/info.json  what it was checked for
     <key set id>.part       an upload that is not complete, with the model's name in <key set id>.part.json
+    <random>.batch          the ciphertexts of a batch until it is evaluated: for each its length (64 bits,
+                            little-endian), then its bytes
 
 A key set appears whole (a directory is renamed into place) or not at all.
 """
@@ -16,7 +18,9 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -32,6 +36,10 @@ _ID = re.compile(r"[0-9a-f]{64}")
 _STAGING = re.compile(r"\.[0-9a-f]{64}")
 _PART = re.compile(r"[0-9a-f]{64}\.part")
 _NOTE = re.compile(r"[0-9a-f]{64}\.part\.json")
+_BATCH = re.compile(r"[0-9a-f]{32}\.batch")
+_LENGTH = struct.Struct("<Q")
+# A batch that grows beyond what was expected asks for room in steps of this many bytes.
+_STEP = 16 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -71,6 +79,7 @@ class KeyStore:
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
         self._uploading: dict[str, int] = {}
+        self._spooled: dict[str, int] = {}
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.sweep()
 
@@ -81,7 +90,7 @@ class KeyStore:
         """
         with self._lock:
             for path in self.root.iterdir():
-                if _STAGING.fullmatch(path.name):
+                if _STAGING.fullmatch(path.name) or (_BATCH.fullmatch(path.name) and path.name not in self._spooled):
                     self._remove(path)
                 elif _PART.fullmatch(path.name) and path.name[:64] not in self._uploading and self._is_idle(path):
                     self._remove(path)
@@ -176,8 +185,7 @@ class KeyStore:
                     f"the upload continues at {offset} but {received} bytes have arrived; continue there",
                     received_bytes=str(received),
                 )
-            promised = sum(self._uploading.values()) + total - offset
-            if self._used() + promised > self._limit:
+            if not self._has_room(total - offset):
                 raise errors.Refused(
                     code_pb2.RESOURCE_EXHAUSTED,
                     "STORE_FULL",
@@ -185,7 +193,7 @@ class KeyStore:
                 )
             self._uploading[key_set_id] = total - offset
         try:
-            with self._disk_errors(part):
+            with self._disk_errors(part, self._part_info(part)):
                 self._part_info(part).write_text(json.dumps({"model": info.model}), encoding="utf-8")
                 with part.open("r+b" if offset else "wb") as file:
                     file.seek(offset)
@@ -195,13 +203,64 @@ class KeyStore:
                 del self._uploading[key_set_id]
 
     @contextmanager
-    def _disk_errors(self, part: Path) -> Iterator[None]:
+    def spool(self, expected: int) -> Iterator[Spool]:
+        """Open a file for the ciphertexts of a batch; it is gone at the end, whatever happens.
+
+        Parameters
+        ----------
+        expected:
+            Bytes that will come, about; room for them is kept.
+
+        Raises
+        ------
+        Refused
+            RESOURCE_EXHAUSTED if the store is full.
+        """
+        name = f"{secrets.token_hex(16)}.batch"
+        path = self.root / name
+        with self._lock:
+            if not self._has_room(expected):
+                raise _no_room_for_a_batch()
+            self._spooled[name] = expected
+        try:
+            with self._disk_errors(path):
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(descriptor, "wb", buffering=0):
+                    yield Spool(self, path, descriptor)
+        finally:
+            with self._lock:
+                del self._spooled[name]
+                self._remove(path)
+
+    def take(self, name: str, size: int) -> None:
+        """Count bytes that are about to be written to a spool.
+
+        Raises
+        ------
+        Refused
+            RESOURCE_EXHAUSTED if the store is full.
+        """
+        with self._lock:
+            left = self._spooled[name] - size
+            if left < 0:
+                self._spooled[name], more = 0, max(_STEP, -left)
+                if not self._has_room(more):
+                    raise _no_room_for_a_batch()
+                left += more
+            self._spooled[name] = left
+
+    def _has_room(self, size: int) -> bool:
+        promised = sum(self._uploading.values()) + sum(self._spooled.values())
+        return self._used() + promised + size <= self._limit
+
+    @contextmanager
+    def _disk_errors(self, *partial: Path) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            for path in (part, self._part_info(part), part.with_name(f".{part.stem}")):
+            for path in partial:
                 self._remove(path)
             raise errors.Refused(
                 code_pb2.RESOURCE_EXHAUSTED,
@@ -212,8 +271,8 @@ class KeyStore:
     def commit(self, key_set_id: str, info: KeySetInfo) -> None:
         """Turn a checked upload into a key set."""
         directory, part = self._paths(key_set_id)
-        with self._disk_errors(part):
-            staging = self.root / f".{key_set_id}"
+        staging = self.root / f".{key_set_id}"
+        with self._disk_errors(part, self._part_info(part), staging):
             self._remove(staging)
             staging.mkdir(mode=0o700)
             (staging / "info.json").write_text(json.dumps(info.__dict__), encoding="utf-8")
@@ -257,7 +316,12 @@ class KeyStore:
             return None
 
     def _used(self) -> int:
-        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+        total = 0
+        for path in self.root.rglob("*"):
+            # A batch may be dropped at any moment.
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size if path.is_file() else 0
+        return total
 
     @staticmethod
     def _remove(path: Path) -> None:
@@ -319,6 +383,63 @@ class Upload:
     def commit(self) -> None:
         """Make the key set usable."""
         self._store.commit(self._key_set_id, self._info)
+
+
+class Spool:
+    """The ciphertexts of a batch while they arrive, and until they are evaluated."""
+
+    def __init__(self, store: KeyStore, path: Path, descriptor: int) -> None:
+        self._store, self._descriptor = store, descriptor
+        self.path = path
+
+    def write(self, ciphertext: bytes) -> None:
+        """Append a ciphertext.
+
+        Raises
+        ------
+        Refused
+            RESOURCE_EXHAUSTED if the store is full.
+        """
+        framed = _LENGTH.pack(len(ciphertext)) + ciphertext
+        self._store.take(self.path.name, len(framed))
+        view = memoryview(framed)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+
+    def drop(self) -> None:
+        """Delete the file now; whoever reads it notices and stops."""
+        self.path.unlink(missing_ok=True)
+
+
+def spooled(path: Path) -> Iterator[bytes]:
+    """Read the ciphertexts of a spool one after the other.
+
+    Raises
+    ------
+    SpoolDroppedError
+        When the spool is deleted meanwhile: nobody waits for the answer any more.
+    """
+    try:
+        with path.open("rb") as file:
+            while length := file.read(_LENGTH.size):
+                if not os.fstat(file.fileno()).st_nlink:
+                    raise SpoolDroppedError
+                yield file.read(_LENGTH.unpack(length)[0])
+    except FileNotFoundError:
+        raise SpoolDroppedError from None
+
+
+class SpoolDroppedError(Exception):
+    """The spool was deleted while it was read."""
+
+
+def _no_room_for_a_batch() -> errors.Refused:
+    return errors.Refused(
+        code_pb2.RESOURCE_EXHAUSTED,
+        "STORE_FULL",
+        "the service has no room to keep this batch until it is evaluated; nothing was stored. Try again later, send "
+        "the images one by one, or ask its operator",
+    )
 
 
 def _in_progress() -> errors.Refused:

@@ -51,11 +51,13 @@ class Job:
     Attributes
     ----------
     kind:
-        ``predict`` or ``check_keys``.
+        ``predict``, ``batch`` or ``check_keys``.
     model, plan_id, key_set_id, keys:
         Model, name of its plan, name of the key set, and file that holds it.
     ciphertexts:
         The encrypted input, for ``predict``.
+    spool:
+        File with the encrypted input, for ``batch``; see `service.keystore.spooled`.
     """
 
     kind: str
@@ -64,6 +66,7 @@ class Job:
     key_set_id: str
     keys: Path
     ciphertexts: tuple[bytes, ...] = ()
+    spool: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -143,17 +146,19 @@ class _Process:
             "sizes": [len(ciphertext) for ciphertext in job.ciphertexts],
             "key_set_id": job.key_set_id,
             "keys": str(job.keys),
+            "spool": job.spool and str(job.spool),
             # A worker that has too much to forget forgets everything.
             "forget": sorted(forget) if len(forget) <= _MOST_FORGOTTEN else None,
         }
+        seconds = self._settings.job_seconds if job.spool is None else self._settings.batch_seconds
         with self._ending_when_lost():
             self._connection.send_bytes(json.dumps(header).encode())
             self._connection.send_bytes(b"".join(job.ciphertexts))
             self.forget.difference_update(forget)
-            reply = json.loads(self._receive(self._settings.job_seconds, LARGEST_HEADER))
+            reply = json.loads(self._receive(seconds, LARGEST_HEADER))
             if reply["number"] != self._jobs:
                 raise WorkerLostError(f"worker answered job {reply['number']} when {self._jobs} was asked")
-            body = self._receive(self._settings.job_seconds, None)
+            body = self._receive(seconds, None)
             return reply, apart(body, reply.get("sizes", []))
 
     def _receive(self, seconds: float, largest: int | None) -> bytes:

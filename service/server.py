@@ -17,7 +17,7 @@ from hemacrypt.engines import check_engine
 from hemacrypt.errors import HemacryptError
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
-from service.catalogue import Model, load_models
+from service.catalogue import Model, load_models, why_no_batches
 from service.keystore import KeyStore
 from service.pool import WorkerPool
 from service.servicer import InferenceServicer
@@ -60,8 +60,17 @@ class Service:
         count = settings.workers + settings.queue + settings.streams + _SHORT_CALLS
         threads = ThreadPoolExecutor(count, thread_name_prefix="rpc")
         self._server = grpc.server(threads, options=self._options(self.models), maximum_concurrent_rpcs=count)
-        servicer = InferenceServicer(self.models, self._store, self._pool, settings)
-        pb_grpc.add_EncryptedInferenceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
+        batchless = {
+            name: why_no_batches(
+                model, settings.engine, settings.threads, settings.worker_memory_mb, settings.batch_places
+            )
+            for name, model in self.models.items()
+        }
+        for name, why in batchless.items():
+            if why:
+                log.warning("no batches", model=name, why=why)
+        self._servicer = InferenceServicer(self.models, self._store, self._pool, settings, batchless)
+        pb_grpc.add_EncryptedInferenceServicer_to_server(self._servicer, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)

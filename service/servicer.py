@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager, contextmanager
@@ -14,14 +15,17 @@ import grpc
 import structlog
 from google.rpc import code_pb2
 
+from hemacrypt import sealformat
+from hemacrypt.batch_plan import BatchPlan
 from hemacrypt.plan import Plan
+from hemacrypt.planner.report import seeded_ciphertext_bytes
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
-from hemacrypt.wire import digest, plan_to_message, preprocessing_to_message
+from hemacrypt.wire import batch_plan_to_message, digest, plan_to_message, preprocessing_to_message
 from service import errors
 from service.catalogue import Model
 from service.errors import Refused, answered, refuse, translated
-from service.keystore import KeySetInfo, KeyStore
+from service.keystore import KeySetInfo, KeyStore, Spool
 from service.pool import Job, Outcome, QueueFullError, WorkerLostError, WorkerPool
 from service.settings import Settings
 
@@ -30,6 +34,8 @@ Message = TypeVar("Message")
 
 # A request without a deadline is given up after this time; the queue is never that long.
 _LONGEST_WAIT_SECONDS = 3600.0
+# How often a batch that waits for its turn looks whether its client is still there.
+_PATIENCE_SECONDS = 0.5
 
 
 class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
@@ -45,14 +51,25 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
         Who computes.
     settings:
         Limits of streams.
+    batchless:
+        Why no batches are taken for a model, by its name; nothing where they are.
     """
 
-    def __init__(self, models: dict[str, Model], store: KeyStore, pool: WorkerPool, settings: Settings) -> None:
+    def __init__(
+        self,
+        models: dict[str, Model],
+        store: KeyStore,
+        pool: WorkerPool,
+        settings: Settings,
+        batchless: dict[str, str],
+    ) -> None:
         self._models = models
         self._store = store
         self._pool = pool
         self._settings = settings
         self._streams = threading.BoundedSemaphore(settings.streams)
+        self._batchless = batchless
+        self._batches = threading.BoundedSemaphore(settings.batch_places)
 
     @answered
     def ListModels(  # noqa: N802 - gRPC's name
@@ -73,6 +90,9 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
             preprocessing=preprocessing_to_message(model.bundle.manifest.preprocessing),
             largest_key_set=model.largest_key_set,
             largest_ciphertext=model.largest_ciphertext,
+            batch=batch_plan_to_message(model.batch.public, model.break_even)
+            if model.batch is not None and not self._batchless[model.name]
+            else None,
         )
 
     @answered
@@ -186,6 +206,110 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
         finally:
             entries.put(None)
 
+    def PredictBatch(  # noqa: N802
+        self, request_iterator: Iterator[pb.PredictBatchRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.PredictBatchResponse]:
+        """Evaluate a model on a batch of encrypted images; the answers go out when all are there."""
+        try:
+            with translated("PredictBatch"), self._stream_place():
+                messages = watched(request_iterator, context, self._settings.stream_idle_seconds)
+                replies = self._batch(messages, context)
+        except Refused as refusal:
+            refuse(context, refusal)
+        yield from replies
+
+    def _batch(
+        self, messages: Iterator[pb.PredictBatchRequest], context: grpc.ServicerContext
+    ) -> list[pb.PredictBatchResponse]:
+        first = next(messages, None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise errors.invalid("HEADER_EXPECTED", "header", "the first message of a batch must be its header")
+        header = first.header
+        model = self._model(header.model)
+        plan = self._batch_plan(model, header.plan_id)
+        keys = self._check_keys(header.key_set_id, model)
+        public = plan.public
+        # A little more than the estimate, so that a full store shows before everything has been sent.
+        expected = public.inputs * seeded_ciphertext_bytes(public.parameters, public.input_level) * 51 // 50
+        with self._store.spool(expected) as spool:
+            # A client that hangs up has its batch dropped, which also stops the worker that reads it.
+            context.add_callback(spool.drop)
+            self._receive_batch(messages, plan, spool)
+            waiting = time.perf_counter()
+            self._take_batch_place(context)
+            job = Job("batch", model.name, header.plan_id, header.key_set_id, keys, spool=spool.path)
+            try:
+                future = self._submit(job, _remaining(context))
+            except BaseException:
+                self._batches.release()
+                raise
+            # The place is free when the worker is, which may be later than this call.
+            future.add_done_callback(lambda _: self._batches.release())
+            context.add_callback(lambda: _give_up(future))
+            waited = int((time.perf_counter() - waiting) * 1e6)
+            outcome = self._outcome(future, context)
+        timing = pb.Timing(queue_us=waited + outcome.queue_us, compute_us=outcome.header["compute_us"])
+        log.info("answered a batch", model=model.name, queue_us=timing.queue_us, compute_us=timing.compute_us)
+        return [
+            pb.PredictBatchResponse(
+                index=index, ciphertext=ciphertext, ciphertext_sha256=digest([ciphertext]), timing=timing
+            )
+            for index, ciphertext in enumerate(outcome.ciphertexts)
+        ]
+
+    def _batch_plan(self, model: Model, plan_id: str) -> BatchPlan:
+        """Return the batch plan of a model, if batches are taken for it and the client follows it."""
+        why = self._batchless[model.name]
+        if model.batch is None or why:
+            raise errors.outdated(
+                "BATCHES_NOT_SERVED",
+                model.name,
+                f"this service takes no batches for {model.name} ({why}); send the images one by one",
+            )
+        if model.batch.public.plan_id != plan_id:
+            raise self._plan_changed(model)
+        return model.batch
+
+    @staticmethod
+    def _receive_batch(messages: Iterator[pb.PredictBatchRequest], plan: BatchPlan, spool: Spool) -> None:
+        """Write the ciphertexts of a batch to disk, one by one; their content is checked by the worker."""
+        public, count = plan.public, 0
+        largest = sealformat.largest_ciphertext(public.parameters, public.input_level)
+        for message in messages:
+            if message.WhichOneof("part") != "ciphertext":
+                raise errors.invalid("CIPHERTEXT_EXPECTED", "part", "after the header only ciphertexts may follow")
+            content = message.ciphertext.content
+            if count == public.inputs:
+                raise _wrong_number("more", public.inputs)
+            if not 0 < len(content) <= largest:
+                raise errors.invalid(
+                    "CIPHERTEXT_INVALID",
+                    "ciphertexts",
+                    f"number {count} has {len(content)} bytes; expected 1 to {largest}: one ciphertext",
+                )
+            if digest([content]) != message.ciphertext.sha256:
+                raise errors.invalid(
+                    "DIGEST_MISMATCH",
+                    "sha256",
+                    f"ciphertext {count} does not hash to the digest sent with it; it was damaged on the way: "
+                    "send the batch again",
+                )
+            spool.write(content)
+            count += 1
+        if count < public.inputs:
+            raise _wrong_number(str(count), public.inputs)
+
+    def _take_batch_place(self, context: grpc.ServicerContext) -> None:
+        """Wait until another batch may be evaluated, no longer than the client does."""
+        end = time.monotonic() + _remaining(context)
+        while not self._batches.acquire(timeout=_PATIENCE_SECONDS):
+            if not context.is_active():
+                raise Refused(code_pb2.CANCELLED, "CANCELLED", "the client gave the request up")
+            if time.monotonic() > end:
+                raise Refused(
+                    code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline passed while other batches ran"
+                )
+
     def _stream_place(self) -> AbstractContextManager[None]:
         """Take one of the places for streams, to be given back at the end of a ``with``."""
         if not self._streams.acquire(blocking=False):
@@ -271,17 +395,21 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
             )
         return model
 
-    @staticmethod
-    def _check_plan(model: Model, plan_id: str) -> Plan:
+    @classmethod
+    def _check_plan(cls, model: Model, plan_id: str) -> Plan:
         plan = model.plan(plan_id)
         if plan is None:
-            raise errors.outdated(
-                "PLAN_CHANGED",
-                model.name,
-                f"the request follows another plan of {model.name} than the service; "
-                "call GetModel again and generate keys for its plan",
-            )
+            raise cls._plan_changed(model)
         return plan
+
+    @staticmethod
+    def _plan_changed(model: Model) -> Refused:
+        return errors.outdated(
+            "PLAN_CHANGED",
+            model.name,
+            f"the request follows another plan of {model.name} than the service; "
+            "call GetModel again and generate keys for its plan",
+        )
 
     def _submit(self, job: Job, wait_seconds: float = 0.0) -> Future[Outcome]:
         try:
@@ -314,6 +442,8 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
             raise errors.invalid("CIPHERTEXT_INVALID", header["field"], header["message"])
         if kind == "keys":
             raise errors.invalid("KEYS_INVALID", header["field"], header["message"])
+        if kind == "given up":
+            raise Refused(code_pb2.CANCELLED, "CANCELLED", "the client gave the request up")
         if kind == "engine":
             raise EngineFailedError(header["error"])
         self._store.delete_if_damaged(outcome.job.key_set_id)
@@ -323,6 +453,14 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
             outcome.job.key_set_id,
             "the key set was deleted or damaged on the service's disk; register it again",
         )
+
+
+def _wrong_number(came: str, expected: int) -> Refused:
+    return errors.invalid(
+        "CIPHERTEXT_INVALID",
+        "ciphertexts",
+        f"{came} came; the batch plan has {expected} inputs, in one ciphertext each",
+    )
 
 
 def _give_up(future: Future[Outcome]) -> None:

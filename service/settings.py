@@ -41,6 +41,10 @@ class Settings(BaseSettings):
     """Requests that may wait for a worker before new ones are refused."""
     job_seconds: float = Field(120.0, gt=0)
     """A worker that takes longer for one job is stopped and started again."""
+    batch_seconds: float = Field(1800.0, gt=0)
+    """The same for a batch of images."""
+    batches: int | None = Field(None, ge=0, le=256)
+    """Batches that are evaluated at a time; 0 offers none. By default one worker is left for single images."""
     start_seconds: float = Field(300.0, gt=0)
     """How long a worker may take to become ready; the first one on a machine compiles the engine."""
     cached_keys: int = Field(8, ge=1, le=1000)
@@ -52,9 +56,9 @@ class Settings(BaseSettings):
     cache_limit_mb: int = Field(8192, ge=1)
     """Disk space that encoded weights may take."""
     worker_memory_mb: int = Field(4096, ge=512)
-    """Address space that a worker may use; beyond it, it is stopped and started again."""
+    """Address space that a worker may use, a batch included; beyond it, it is stopped and started again."""
     store_limit_mb: int = Field(20_000, ge=1)
-    """Disk space that evaluation keys may take."""
+    """Disk space that evaluation keys, and batches that wait or are evaluated, may take."""
     upload_idle_hours: float = Field(24.0, gt=0)
     """An unfinished upload is deleted after this time without progress."""
     grace_seconds: float = Field(20.0, ge=0)
@@ -75,6 +79,11 @@ class Settings(BaseSettings):
                 "TLS needs both a certificate and its key; give --tls-certificate and --tls-key, or neither"
             )
         return self
+
+    @property
+    def batch_places(self) -> int:
+        """How many batches are evaluated at a time."""
+        return max(1, self.workers - 1) if self.batches is None else min(self.batches, self.workers)
 
     @property
     def key_budget(self) -> int | None:

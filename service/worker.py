@@ -1,4 +1,4 @@
-"""A worker process: plans the models, keeps clients' keys loaded, evaluates one image at a time.
+"""A worker process: plans the models, keeps clients' keys loaded, evaluates one image or one batch at a time.
 
 It speaks with the service over one end of a socket pair, in pairs of frames: a JSON header and a body. Nothing is
 pickled. Bytes that strangers sent are parsed here and not in the service, under limits on memory, so that the worst
@@ -22,11 +22,12 @@ from typing import Any
 
 import structlog
 
-from hemacrypt.engines import Engine, encrypted_engine
+from hemacrypt.engines import Engine, batch_engine, encrypted_engine
 from hemacrypt.errors import FormatError
 from hemacrypt.evaluation_keys import EvaluationKeys, key_set_id
 from service import logs
-from service.catalogue import load_models
+from service.catalogue import load_models, why_no_batches
+from service.keystore import SpoolDroppedError, spooled
 
 log = structlog.get_logger()
 
@@ -65,6 +66,8 @@ class Worker:
         Bytes that a client's keys may take on the wire.
     cache, cache_limit:
         Where encoded weights are kept between starts, and the bytes that they may take.
+    memory_mb:
+        Address space of this process in MiB; without enough of it no batches are evaluated.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Worker:
         key_budget: int | None = None,
         cache: Path | None = None,
         cache_limit: int = 4 << 30,
+        memory_mb: int = 4096,
     ) -> None:
         models = load_models(bundles, key_budget)
         self._engines: dict[str, dict[str, Engine[Any]]] = {
@@ -83,6 +87,11 @@ class Worker:
                 plan.public.plan_id: encrypted_engine(engine, plan, threads, cache, cache_limit) for plan in model.plans
             }
             for name, model in models.items()
+        }
+        self._batches = {
+            name: batch_engine(model.batch, threads)
+            for name, model in models.items()
+            if model.batch is not None and not why_no_batches(model, engine, threads, memory_mb)
         }
         self._cached_keys = cached_keys
         self._keys: OrderedDict[tuple[str, str], Any] = OrderedDict()
@@ -99,6 +108,8 @@ class Worker:
         for engines in self._engines.values():
             for engine in engines.values():
                 engine.warm_up()
+        for batch in self._batches.values():
+            batch.warm_up()
         timer.cancel()
 
     def handle(self, header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
@@ -106,8 +117,10 @@ class Worker:
         forget = header["forget"]
         for known in [key for key in self._keys if forget is None or key[1] in forget]:
             del self._keys[known]
+        batch, path = header["job"] == "batch", Path(header["keys"])
+        load = self._load_batch_keys if batch else self._load_keys
         try:
-            keys = self._load_keys(header["model"], header["key_set_id"], Path(header["keys"]))
+            keys = load(header["model"], header["key_set_id"], path)
         except FormatError as error:
             return {"ok": False, "refusal": "keys", "field": error.field, "message": str(error)}, b""
         except KeysDamagedError:
@@ -118,7 +131,12 @@ class Worker:
             return {"ok": True}, b""
         started = time.perf_counter()
         try:
-            reply = self._engines[header["model"]][header["plan_id"]].evaluate(apart(body, header["sizes"]), keys)
+            if batch:
+                reply = self._batches[header["model"]].evaluate(spooled(Path(header["spool"])), keys)
+            else:
+                reply = self._engines[header["model"]][header["plan_id"]].evaluate(apart(body, header["sizes"]), keys)
+        except SpoolDroppedError:
+            return {"ok": False, "refusal": "given up"}, b""
         except FormatError as error:
             return {"ok": False, "refusal": "ciphertext", "field": error.field, "message": str(error)}, b""
         except (RuntimeError, ValueError) as error:
@@ -130,9 +148,7 @@ class Worker:
     def _load_keys(self, model: str, wanted: str, path: Path) -> Any:
         known = (model, wanted)
         if known not in self._keys:
-            blob = path.read_bytes()
-            if key_set_id(blob) != wanted:
-                raise KeysDamagedError
+            blob = _read_keys(path, wanted)
             # All plans of a model need the same keys, so whichever engine loads them serves the others.
             engine = next(iter(self._engines[model].values()))
             keys = engine.load_keys(EvaluationKeys.from_bytes(blob))
@@ -141,6 +157,18 @@ class Worker:
             self._keys[known] = keys
         self._keys.move_to_end(known)
         return self._keys[known]
+
+    def _load_batch_keys(self, model: str, wanted: str, path: Path) -> Any:
+        """Load the few keys of a batch; they are not kept, for a batch takes far longer than that."""
+        return self._batches[model].load_keys(EvaluationKeys.from_bytes(_read_keys(path, wanted)))
+
+
+def _read_keys(path: Path, wanted: str) -> bytes:
+    """Read a stored key set and make sure that it is what its name says."""
+    blob = path.read_bytes()
+    if key_set_id(blob) != wanted:
+        raise KeysDamagedError
+    return blob
 
 
 def main() -> None:
@@ -162,6 +190,7 @@ def main() -> None:
         settings["key_budget"],
         settings["cache"] and Path(settings["cache"]),
         settings["cache_limit_mb"] << 20,
+        settings["memory_mb"],
     )
     worker.warm_up()
     connection.send_bytes(json.dumps({"ready": True}).encode())

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hemacrypt.batch_plan import BatchPlan
 from hemacrypt.engines.base import Engine
 from hemacrypt.engines.clear import ClearEngine
 from hemacrypt.errors import PlanError
 from hemacrypt.plan import Plan
 
-__all__ = ["DEFAULT_ENGINE", "ENCRYPTED_ENGINES", "ClearEngine", "Engine", "check_engine", "encrypted_engine"]
+if TYPE_CHECKING:
+    from hemacrypt.engines.vector.batch import BatchEngine
+
+__all__ = [
+    "DEFAULT_ENGINE",
+    "ENCRYPTED_ENGINES",
+    "ClearEngine",
+    "Engine",
+    "batch_engine",
+    "check_engine",
+    "encrypted_engine",
+]
 
 # Names of the engines that work on ciphertexts; `clear` never serves requests.
 ENCRYPTED_ENGINES = ("vector", "seal")
@@ -63,3 +75,26 @@ def encrypted_engine(
         raise PlanError(f"the engine 'vector' needs Numba: pip install 'hemacrypt[service]' ({error})") from None
 
     return VectorEngine(plan, threads, DiagonalCache(cache, cache_limit) if cache else None)
+
+
+def batch_engine(plan: BatchPlan, threads: int = 1) -> BatchEngine:
+    """Make the engine that evaluates batches: `vector` has the only one.
+
+    Parameters
+    ----------
+    plan:
+        The plan, weights included.
+    threads:
+        How many threads share one batch.
+
+    Raises
+    ------
+    PlanError
+        If what it needs is not installed.
+    """
+    try:
+        from hemacrypt.engines.vector.batch import BatchEngine
+    except ImportError as error:
+        raise PlanError(f"batches need Numba: pip install 'hemacrypt[service]' ({error})") from None
+
+    return BatchEngine(plan, threads)

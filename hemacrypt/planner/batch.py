@@ -30,7 +30,7 @@ from hemacrypt.batch_plan import (
 from hemacrypt.bundle import Bundle
 from hemacrypt.errors import PlanError
 from hemacrypt.network import Array, CollapsedNetwork, Convolution, Entries
-from hemacrypt.plan import Parameters
+from hemacrypt.plan import KeyGroup, Parameters
 from hemacrypt.planner import chain
 from hemacrypt.planner.diagonals import power_of_two_from
 from hemacrypt.planner.noise import NoiseModel
@@ -165,6 +165,7 @@ def plan_batch(
     schedule, bits, bound = search.best()
     steps = search.steps(schedule, bits)
     last = steps[-1].output_scale
+    levels = sorted({step.level for step in steps if step.relinearise}, reverse=True)
     order = np.arange(network.inputs).reshape(network.input_shape).transpose(1, 2, 0).reshape(-1)
     public = PublicBatchPlan(
         model=name,
@@ -176,7 +177,7 @@ def plan_batch(
         output_level=schedule.last_level,
         input_scale=2.0 ** bits[0],
         output_scale=last,
-        needs_relinearisation=network.squares > 0,
+        keys=tuple(KeyGroup(level, True, ()) for level in levels),
         logit_error_bound=_rounded_up(bound),
         logit_limit=2 ** (chosen.bits_at(schedule.last_level) - 1) / last,
         preprocessing_digest=preprocessing_digest,

@@ -1,23 +1,107 @@
 """Which layout suits a number of images: one image in one ciphertext, or one value in each ciphertext.
 
 The latency layout takes the same time for each image; a batch takes the same time whatever part of it is used. So there
-is a number of images from which on batches are better, and below it they waste slots.
+is a number of images from which on batches are better, and below it they waste slots. Both are planned together, with
+the same parameters and one set of keys.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from rich.console import Console
 
 from hemacrypt.batch_plan import BatchPlan
+from hemacrypt.bundle import Bundle
 from hemacrypt.errors import PlanError
-from hemacrypt.plan import Plan
-from hemacrypt.planner.batch import BYTE_MS
-from hemacrypt.planner.costs import plan_ms
+from hemacrypt.network import CollapsedNetwork
+from hemacrypt.plan import Plan, united
+from hemacrypt.planner.batch import BYTE_MS, plan_batch
+from hemacrypt.planner.build import KEY_BUDGET, plan_model
+from hemacrypt.planner.costs import key_bytes, plan_ms
 from hemacrypt.planner.report import full_ciphertext_bytes, seeded_ciphertext_bytes
 
 Layout = Literal["latency", "batch"]
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """All plans of one network; one secret key and one set of evaluation keys serve them.
+
+    Attributes
+    ----------
+    plans:
+        For one image first, then for several in one request.
+    batch:
+        For a batch of images; None when the network cannot be evaluated so.
+    no_batch:
+        Why there is no batch plan; empty when there is one.
+    """
+
+    plans: tuple[Plan, ...]
+    batch: BatchPlan | None
+    no_batch: str
+
+    @property
+    def break_even(self) -> int | None:
+        """Fewest images for which a batch is better; None when it never is, or there is no batch plan."""
+        return None if self.batch is None else compare_layouts(self.plans, self.batch, 1).break_even
+
+
+def plan_layouts(
+    network: CollapsedNetwork,
+    name: str = "network",
+    labels: Sequence[str] | None = None,
+    preprocessing_digest: str = "",
+    *,
+    key_budget: int | None = None,
+) -> Layouts:
+    """Plan a network for few images and for batches.
+
+    Parameters
+    ----------
+    network, name, labels, preprocessing_digest, key_budget:
+        As in `hemacrypt.planner.plan_model`.
+
+    Raises
+    ------
+    PlanError
+        If the network cannot be planned for one image; that it cannot be planned for batches is no error.
+    """
+
+    def latency(budget: int | None) -> tuple[Plan, ...]:
+        return plan_model(network, name, labels, preprocessing_digest, key_budget=budget)
+
+    plans = latency(key_budget)
+    try:
+        batch = plan_batch(network, name, labels, preprocessing_digest, plans[0].parameters)
+    except PlanError as error:
+        return Layouts(plans, None, str(error))
+    parameters, budget = batch.parameters, KEY_BUDGET if key_budget is None else key_budget
+    alone = key_bytes(parameters, plans[0].public.keys)
+    keys = united([plans[0].public.keys, batch.public.keys])
+    # A network that needs more than the usual budget for one image may need what it needs.
+    if key_bytes(parameters, keys) > max(budget, alone):
+        try:
+            plans = latency(math.floor(budget - key_bytes(parameters, batch.public.keys)))
+        except PlanError:
+            return Layouts(plans, None, f"the keys of a batch do not fit the budget of {budget / 1e6:.1f} MB as well")
+        keys = united([plans[0].public.keys, batch.public.keys])
+    return Layouts(
+        tuple(replace(plan, public=replace(plan.public, keys=keys)) for plan in plans),
+        replace(batch, public=replace(batch.public, keys=keys)),
+        "",
+    )
+
+
+def plan_bundle_layouts(bundle: Bundle, key_budget: int | None = None) -> Layouts:
+    """Plan a bundle's network for few images and for batches; see `plan_layouts`."""
+    manifest = bundle.manifest
+    digest = manifest.preprocessing.digest
+    return plan_layouts(bundle.network, manifest.name, manifest.labels, digest, key_budget=key_budget)
 
 
 @dataclass(frozen=True)
@@ -50,13 +134,15 @@ class Comparison:
     reasons: tuple[str, ...]
 
 
-def compare_layouts(latency: Plan, batch: BatchPlan, images: int) -> Comparison:
-    """Say which of two plans of one network is better for a number of images.
+def compare_layouts(latency: Plan | Sequence[Plan], batch: BatchPlan, images: int) -> Comparison:
+    """Say which layout of one network is better for a number of images.
 
     Parameters
     ----------
-    latency, batch:
-        Both plans.
+    latency:
+        The plans for one image and for several in one request; the best for each image counts.
+    batch:
+        The plan for a batch.
     images:
         At least 1; more than a batch holds make several batches.
 
@@ -68,12 +154,11 @@ def compare_layouts(latency: Plan, batch: BatchPlan, images: int) -> Comparison:
     if images < 1:
         raise PlanError(f"{images} images; expected at least 1")
     parameters, public = batch.parameters, batch.public
-    single_ms = plan_ms(latency.parameters, latency.steps)
-    single_bytes = seeded_ciphertext_bytes(latency.parameters, latency.parameters.top_level)
-    single_bytes += full_ciphertext_bytes(latency.parameters, 0)
+    plans = (latency,) if isinstance(latency, Plan) else latency
+    single, single_ms, single_bytes = min(_each(plan) for plan in plans)
     whole_bytes = public.inputs * seeded_ciphertext_bytes(parameters, public.input_level)
     whole_bytes += public.outputs * full_ciphertext_bytes(parameters, public.output_level)
-    single, whole = single_ms + single_bytes * BYTE_MS, batch.estimated_ms + whole_bytes * BYTE_MS
+    whole = batch.estimated_ms + whole_bytes * BYTE_MS
     batches = math.ceil(images / public.images)
     better: Layout = "batch" if batches * whole < images * single else "latency"
     needed = math.floor(whole / single) + 1
@@ -97,3 +182,46 @@ def compare_layouts(latency: Plan, batch: BatchPlan, images: int) -> Comparison:
             else f"batches are better from {break_even} images on, computing and sending over 1 Gbit/s taken together",
         ),
     )
+
+
+def _each(plan: Plan) -> tuple[float, float, float]:
+    """Return what an image costs with sending in milliseconds, then its milliseconds and its bytes."""
+    parameters, public = plan.parameters, plan.public
+    sent = public.input_layout.ciphertexts * seeded_ciphertext_bytes(parameters, parameters.top_level)
+    sent += public.output_layout.ciphertexts * full_ciphertext_bytes(parameters, 0)
+    milliseconds = plan_ms(parameters, plan.steps) / public.images
+    return milliseconds + sent / public.images * BYTE_MS, milliseconds, sent / public.images
+
+
+def describe_comparison(layouts: Layouts, images: int) -> dict[str, Any]:
+    """Return as plain values which layout suits a number of images, and why.
+
+    Raises
+    ------
+    PlanError
+        If the network has no plan for batches.
+    """
+    if layouts.batch is None:
+        raise PlanError(f"this network is not evaluated in batches: {layouts.no_batch}")
+    public = layouts.batch.public
+    return asdict(compare_layouts(layouts.plans, layouts.batch, images)) | {
+        "model": public.model,
+        "batch": {
+            "plan_id": public.plan_id,
+            "images": public.images,
+            "ciphertexts": {"input": public.inputs, "output": public.outputs},
+            "levels": {"input": public.input_level, "output": public.output_level},
+            "logit_error_bound": public.logit_error_bound,
+            "reasons": layouts.batch.reasons,
+        },
+    }
+
+
+def show_comparison(layouts: Layouts, images: int, console: Console) -> None:
+    """Print for people which layout suits a number of images, and why."""
+    told = describe_comparison(layouts, images)
+    better = "in batches" if told["layout"] == "batch" else "one by one"
+    console.print(f"[bold]{told['model']}[/]: {images} images are better sent {better}")
+    for reason in (*told["reasons"], *told["batch"]["reasons"]):
+        console.print(f"· {reason}", highlight=False)
+    console.print(f"· logits of a batch are off by at most {told['batch']['logit_error_bound']:.1e}", highlight=False)

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from client_sdk._crypto import BatchKeyHolder
 from hemacrypt.batch_plan import BatchPlan
-from hemacrypt.engines.vector.batch import BatchEngine
-from hemacrypt.engines.vector.ntt import Words
+from hemacrypt.engines.vector.batch import BatchEngine, BatchKeys
+from hemacrypt.evaluation_keys import EvaluationKeys
 from hemacrypt.network import CollapsedNetwork, Convolution, Dense
 from hemacrypt.planner.batch import plan_batch
 
@@ -48,15 +48,15 @@ class Batch:
     plan: BatchPlan
     holder: BatchKeyHolder
     engine: BatchEngine
-    relinearisation: bytes
-    key: Words
+    evaluation_keys: EvaluationKeys
+    keys: BatchKeys
 
     @classmethod
     def of(cls, network: CollapsedNetwork, threads: int = 1) -> Batch:
         plan = plan_batch(network)
         holder, engine = BatchKeyHolder(plan.public), BatchEngine(plan, threads)
-        relinearisation = holder.relinearisation_key()
-        return cls(network, plan, holder, engine, relinearisation, engine.load_key(relinearisation))
+        keys = holder.evaluation_keys()
+        return cls(network, plan, holder, engine, keys, engine.load_keys(keys))
 
     def images(self, count: int, seed: int = 0) -> Values:
         """Make images unlike those of the calibration, but of the same kind."""
@@ -64,7 +64,7 @@ class Batch:
 
     def evaluate(self, ciphertexts: Iterable[bytes]) -> list[bytes]:
         """Evaluate with this hospital's key."""
-        return self.engine.evaluate(ciphertexts, self.key)
+        return self.engine.evaluate(ciphertexts, self.keys)
 
     def error(self, images: Values) -> float:
         """Return the largest error of a logit of any image, by the encrypted path."""

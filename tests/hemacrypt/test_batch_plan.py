@@ -61,7 +61,7 @@ def test_the_plan_id_changes_with_everything_a_client_relies_on(plan: BatchPlan)
         {"input_level": public.input_level - 1, "output_level": 0, "output_scale": 2.0**20},
         {"output_scale": public.output_scale * 2},
         {"input_scale": public.input_scale / 2},
-        {"needs_relinearisation": False},
+        {"keys": ()},
         {"logit_error_bound": 1.0},
         {"logit_limit": 1.0},
         {"preprocessing_digest": "0" * 64},
@@ -74,7 +74,7 @@ def test_the_plan_id_changes_with_everything_a_client_relies_on(plan: BatchPlan)
 def test_keys_depend_on_parameters_and_squares_alone(plan: BatchPlan) -> None:
     public = plan.public
     assert replace(public, model="other", output_scale=1.0).requirements_id == public.requirements_id
-    assert replace(public, needs_relinearisation=False).requirements_id != public.requirements_id
+    assert replace(public, keys=()).requirements_id != public.requirements_id
 
 
 def test_impossible_public_plans_are_refused(plan: BatchPlan) -> None:

@@ -67,7 +67,7 @@ def test_late_relinearisation_is_announced_on_both_sides() -> None:
 
 
 def test_the_bundle_gets_the_parameters_and_the_precision_of_its_latency_plan(bundle: Bundle) -> None:
-    latency, plan = plan_bundle(bundle), plan_batch_bundle(bundle)
+    (latency, *_), plan = plan_bundle(bundle), plan_batch_bundle(bundle)
     assert plan.parameters == latency.parameters
     assert plan.public.logit_error_bound <= latency.public.logit_error_bound
     assert plan.public.labels == latency.public.labels

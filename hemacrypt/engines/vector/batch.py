@@ -24,9 +24,13 @@ from hemacrypt.engines.vector.evaluator import Evaluator, expand, switching_key
 from hemacrypt.engines.vector.ntt import Words
 from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.errors import FormatError, PlanError
+from hemacrypt.evaluation_keys import EvaluationKeys
 
 # The SEAL whose headers replies carry: the one inside TenSEAL 0.3.16 and later.
 _SEAL_MINOR = 3
+
+# A client's relinearisation keys in the engine's form, by level.
+BatchKeys = dict[int, Words]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -62,31 +66,52 @@ class BatchEngine:
         self.threads = threads
         self.ring = Ring(plan.parameters)
         self.evaluator = Evaluator(self.ring)
+        # Keys are made for the primes that are left where they are used, so key switches happen in smaller rings.
+        self.switching = {
+            level: Evaluator(Ring(plan.parameters.truncated(level))) for level in plan.relinearisation_levels
+        }
         self.layers = make_schedule(plan)
         self.biases = [self._constants(linear) for linear in plan.linears]
         self.memory_bytes = memory_bytes(plan, self.layers, threads)
 
-    def load_key(self, relinearisation: bytes) -> Words:
-        """Check a client's relinearisation key, expand its seeds, bring it into the engine's form.
+    def load_keys(self, keys: EvaluationKeys) -> BatchKeys:
+        """Check a client's relinearisation keys, expand their seeds, bring them into the engine's form.
 
         Parameters
         ----------
-        relinearisation:
-            Straight from the wire; the one that the latency plan uses will do. Empty when the plan squares nothing.
+        keys:
+            The key set of the model; what other plans need of it is left alone.
 
         Raises
         ------
         FormatError
             If it does not fit the plan.
         """
-        if not self.plan.public.needs_relinearisation:
-            if relinearisation:
-                raise FormatError("relinearisation key", "this plan squares nothing and needs none; leave it out")
-            return np.empty(0, dtype=np.uint32)
-        return switching_key(self.ring, sealformat.read_relinearisation_key(relinearisation, self.plan.parameters))
+        found: BatchKeys = {}
+        for group, serialised in keys.grouped(self.plan.public):
+            if group.level in self.switching:
+                ring = self.switching[group.level].ring
+                components = sealformat.read_relinearisation_key(serialised.relinearisation, ring.parameters)
+                found[group.level] = switching_key(ring, components)
+        return found
+
+    def warm_up(self) -> None:
+        """Compile every kernel of an evaluation, or load what was compiled before, on a few zeros."""
+        degree, tables = self.plan.parameters.degree, self.ring.tables
+        value, whole = np.zeros((1, 2, 1, degree), np.uint32), np.zeros(1, np.int64)
+        few, kept = np.zeros(1, np.int32), np.ones(1, np.uint32)
+        group = np.array([[0, 1, 0, 0, 1]], np.int64)
+        products.multiply(value, value.copy(), 0, 0, 0, products.BLOCK, group, few, few, whole, kept, tables)
+        products.close(value[0], self.biases[0][0], np.empty_like(value[0]), tables)
+        kernels.square(value[0], np.empty((3, 1, degree), np.uint32), tables, 0, 1)
+        for level, evaluator in self.switching.items():
+            key = np.zeros((level + 1, 2, level + 2, degree), np.uint32)
+            evaluator.relinearise(np.zeros((3, level + 1, degree), np.uint32), key)
+        if self.plan.parameters.top_level:
+            self.evaluator.rescale(np.zeros((2, 2, degree), np.uint32))
 
     def evaluate(
-        self, ciphertexts: Iterable[bytes], key: Words, seconds: dict[str, float] | None = None
+        self, ciphertexts: Iterable[bytes], keys: BatchKeys, seconds: dict[str, float] | None = None
     ) -> list[bytes]:
         """Evaluate the network on a batch.
 
@@ -95,8 +120,8 @@ class BatchEngine:
         ciphertexts:
             Straight from the wire, in the plan's order of inputs; each is checked before anything is done with it,
             and forgotten before the next few are asked for.
-        key:
-            What `load_key` returned.
+        keys:
+            What `load_keys` returned.
         seconds:
             When given, filled with how long it took to ``read`` ciphertexts, to form ``products``, and to ``close``
             sums: square, relinearise, rescale, write. Waiting for ciphertexts counts as reading.
@@ -113,7 +138,7 @@ class BatchEngine:
         """
         spent = {} if seconds is None else seconds
         with ThreadPoolExecutor(self.threads, thread_name_prefix="batch") as pool:
-            return _Evaluation(self, key, pool, spent).run(iter(ciphertexts))
+            return _Evaluation(self, keys, pool, spent).run(iter(ciphertexts))
 
     def _constants(self, linear: BatchLinear) -> Words:
         """Return the biases at the scale of the product modulo each prime, shape (outputs, k)."""
@@ -125,8 +150,8 @@ class BatchEngine:
 class _Evaluation:
     """The arrays of one evaluation, and the way of the chunks through the layers."""
 
-    def __init__(self, engine: BatchEngine, key: Words, pool: ThreadPoolExecutor, spent: dict[str, float]) -> None:
-        self._engine, self._plan, self._key, self._pool, self._spent = engine, engine.plan, key, pool, spent
+    def __init__(self, engine: BatchEngine, keys: BatchKeys, pool: ThreadPoolExecutor, spent: dict[str, float]) -> None:
+        self._engine, self._plan, self._keys, self._pool, self._spent = engine, engine.plan, keys, pool, spent
         degree = self._plan.parameters.degree
         shapes = [(linear.polynomials, linear.level + 1, degree) for linear in self._plan.linears]
         together = list(zip(engine.layers, shapes, strict=True))
@@ -210,7 +235,8 @@ class _Evaluation:
 
     def _lowered(self, value: Words, relinearise: bool, rescales: int) -> Words:
         if relinearise:
-            value = self._engine.evaluator.relinearise(value, self._key)
+            level = value.shape[1] - 1
+            value = self._engine.switching[level].relinearise(value, self._keys[level])
         for _ in range(rescales):
             value = self._engine.evaluator.rescale(value)
         return value

@@ -14,10 +14,14 @@ import tenseal.sealapi as seal
 from client_sdk._crypto import BatchKeyHolder, KeyHolder
 from hemacrypt import sealformat, sealio
 from hemacrypt.batch_plan import BatchLinear, BatchPlan
+from hemacrypt.engines.vector import kernels, products
 from hemacrypt.engines.vector.batch import BatchEngine
+from hemacrypt.engines.vector.engine import VectorEngine
 from hemacrypt.errors import FormatError, PlanError
+from hemacrypt.evaluation_keys import EvaluationKeys
 from hemacrypt.network import CollapsedNetwork, Dense
-from hemacrypt.planner import plan_network
+from hemacrypt.plan import KeyGroup
+from hemacrypt.planner import plan_layouts
 from hemacrypt.planner.batch import plan_batch
 from tests.hemacrypt.batches import Batch, random_network
 
@@ -47,8 +51,10 @@ def test_residues_are_seals(small: Batch, schedule: str) -> None:
     plan = small.plan if schedule == "later" else _relinearising_at_once(small.plan)
     engine = BatchEngine(plan)
     uploads = list(small.holder.encrypt(small.images(5)))
-    ours = engine.evaluate(uploads, engine.load_key(small.relinearisation))
-    theirs = _with_seal(plan, uploads, small.relinearisation)
+    holder = BatchKeyHolder(plan.public, small.holder.secret_bytes())
+    keys = holder.evaluation_keys()
+    ours = engine.evaluate(uploads, engine.load_keys(keys))
+    theirs = _with_seal(plan, uploads, keys)
     for mine, reply in zip(ours, theirs, strict=True):
         parameters, public = plan.parameters, plan.public
         read = [
@@ -64,15 +70,22 @@ def _relinearising_at_once(plan: BatchPlan) -> BatchPlan:
         replace(step, relinearise=False) if isinstance(step, BatchLinear) else replace(step, relinearise=True)
         for step in plan.steps
     )
-    return replace(plan, steps=steps)
+    changed = replace(plan, steps=steps)
+    keys = tuple(KeyGroup(level, True, ()) for level in changed.relinearisation_levels)
+    return replace(changed, public=replace(plan.public, keys=keys))
 
 
-def _with_seal(plan: BatchPlan, uploads: list[bytes], relinearisation: bytes) -> list[bytes]:
+def _with_seal(plan: BatchPlan, uploads: list[bytes], keys: EvaluationKeys) -> list[bytes]:
     """Carry a plan out with SEAL's own operations; constants are encoded by SEAL too."""
     parameters, public, minor = plan.parameters, plan.public, sealio.seal_minor_version()
     context = sealio.make_context(parameters)
-    encoder, evaluator, keys = seal.CKKSEncoder(context), seal.Evaluator(context), seal.RelinKeys()
-    sealio.load(keys, context, sealformat.check_relinearisation_key(relinearisation, parameters, minor))
+    encoder, evaluator = seal.CKKSEncoder(context), seal.Evaluator(context)
+    switching = {}
+    for group, serialised in keys.grouped(public):
+        short = parameters.truncated(group.level)
+        checked = sealformat.check_relinearisation_key(serialised.relinearisation, short, minor)
+        smaller = sealio.make_context(short)
+        switching[group.level] = seal.Evaluator(smaller), sealio.load(seal.RelinKeys(), smaller, checked)
 
     def constant(value: int, level: int, scale: float) -> Any:
         plain = seal.Plaintext()
@@ -86,9 +99,10 @@ def _with_seal(plan: BatchPlan, uploads: list[bytes], relinearisation: bytes) ->
         )
         return sealio.load(seal.Ciphertext(), context, checked)
 
-    def lowered(value: Any, relinearise: bool, rescales: int, scale: float) -> Any:
+    def lowered(value: Any, level: int, relinearise: bool, rescales: int, scale: float) -> Any:
         if relinearise:
-            evaluator.relinearize_inplace(value, keys)
+            switch, key = switching[level]
+            switch.relinearize_inplace(value, key)
         for _ in range(rescales):
             evaluator.rescale_to_next_inplace(value)
         value.scale = scale
@@ -99,7 +113,7 @@ def _with_seal(plan: BatchPlan, uploads: list[bytes], relinearisation: bytes) ->
         if not isinstance(step, BatchLinear):
             for value in values:
                 evaluator.square_inplace(value)
-                lowered(value, step.relinearise, step.rescales, step.output_scale)
+                lowered(value, step.level, step.relinearise, step.rescales, step.output_scale)
             continue
         outputs = []
         for output in range(step.outputs):
@@ -115,7 +129,7 @@ def _with_seal(plan: BatchPlan, uploads: list[bytes], relinearisation: bytes) ->
             assert total is not None
             bias = round(float(step.bias[output]) * step.product_scale)
             evaluator.add_plain_inplace(total, constant(bias, step.level, total.scale))
-            outputs.append(lowered(total, step.relinearise, step.rescales, step.output_scale))
+            outputs.append(lowered(total, step.level, step.relinearise, step.rescales, step.output_scale))
         values = outputs
     return [sealio.dump(value) for value in values]
 
@@ -124,7 +138,7 @@ def test_any_number_of_threads_gives_the_same_bytes(small: Batch) -> None:
     uploads = list(small.holder.encrypt(small.images(3)))
     alone = small.evaluate(uploads)
     for threads in (2, 3, 5):
-        assert BatchEngine(small.plan, threads).evaluate(uploads, small.key) == alone
+        assert BatchEngine(small.plan, threads).evaluate(uploads, small.keys) == alone
 
 
 def test_memory_stays_within_what_the_engine_says() -> None:
@@ -134,7 +148,7 @@ def test_memory_stays_within_what_the_engine_says() -> None:
         uploads = list(batch.holder.encrypt(batch.images(2)))
         tracemalloc.start()
         try:
-            batch.engine.evaluate(iter(uploads), batch.key)
+            batch.engine.evaluate(iter(uploads), batch.keys)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -153,7 +167,7 @@ def test_ciphertexts_are_asked_for_a_few_at_a_time(small: Batch) -> None:
             yield b"" if number == 5 else upload
 
     with pytest.raises(FormatError):
-        engine.evaluate(arriving(), small.key)
+        engine.evaluate(arriving(), small.keys)
     assert asked == 6
 
 
@@ -190,23 +204,41 @@ def test_other_levels_scales_and_garbage_are_refused(small: Batch) -> None:
 
 
 def test_keys_are_checked(small: Batch) -> None:
-    with pytest.raises(FormatError, match="relinearisation key"):
-        small.engine.load_key(small.relinearisation[:-1])
-    with pytest.raises(FormatError, match="relinearisation key"):
-        small.engine.load_key(b"")
+    (first, *others) = small.evaluation_keys.levels
+    for relinearisation in (first.relinearisation[:-1], b""):
+        damaged = replace(first, relinearisation=relinearisation)
+        with pytest.raises(FormatError, match="relinearisation key"):
+            small.engine.load_keys(EvaluationKeys((damaged, *others)))
+    with pytest.raises(FormatError, match="levels"):
+        small.engine.load_keys(EvaluationKeys(tuple(others)))
     no_square = BatchEngine(plan_batch(random_network(6, 0)))
-    assert no_square.load_key(b"").size == 0
-    with pytest.raises(FormatError, match="leave it out"):
-        no_square.load_key(small.relinearisation)
+    assert no_square.load_keys(EvaluationKeys(())) == {}
+    with pytest.raises(FormatError, match="the plan needs 0"):
+        no_square.load_keys(small.evaluation_keys)
 
 
-def test_a_secret_key_serves_both_layouts(small: Batch) -> None:
-    latency = KeyHolder(plan_network(small.network).public)
-    holder = BatchKeyHolder(small.plan.public, latency.secret_bytes())
-    key = small.engine.load_key(latency.evaluation_keys().relinearisation)
+def test_a_key_set_serves_all_layouts(small: Batch) -> None:
+    layouts = plan_layouts(small.network)
+    batch = layouts.batch
+    assert batch is not None
+    hospital = KeyHolder(layouts.plans[0].public)
+    keys, holder, engine = hospital.evaluation_keys(), hospital.serving_batches(batch.public), BatchEngine(batch)
     images = small.images(4)
-    found = holder.decrypt(small.engine.evaluate(holder.encrypt(images), key), 4)
-    assert np.abs(found - small.network(images)).max() <= small.plan.public.logit_error_bound
+    found = holder.decrypt(engine.evaluate(holder.encrypt(images), engine.load_keys(keys)), 4)
+    assert np.abs(found - small.network(images)).max() <= batch.public.logit_error_bound
+    for plan in layouts.plans:
+        latency = VectorEngine(plan)
+        alone = hospital.serving(plan.public)
+        few = images[: plan.public.images]
+        logits = alone.decrypt(latency.evaluate(alone.encrypt(few), latency.load_keys(keys)))
+        assert np.abs(logits - small.network(few)).max() <= plan.public.logit_error_bound
+
+
+def test_warming_up_compiles_all_there_is(small: Batch) -> None:
+    small.engine.warm_up()
+    compiled = {kernel: len(kernel.signatures) for kernel in (products.multiply, products.close, kernels.square)}
+    small.evaluate(small.holder.encrypt(small.images(1)))
+    assert all(len(kernel.signatures) == count for kernel, count in compiled.items())
 
 
 def test_an_engine_needs_a_thread(small: Batch) -> None:
@@ -216,7 +248,7 @@ def test_an_engine_needs_a_thread(small: Batch) -> None:
 
 def test_time_is_told(small: Batch) -> None:
     seconds: dict[str, float] = {}
-    small.engine.evaluate(small.holder.encrypt(small.images(1)), small.key, seconds)
+    small.engine.evaluate(small.holder.encrypt(small.images(1)), small.keys, seconds)
     assert set(seconds) == {"read", "products", "close"}
     assert min(seconds.values()) > 0
 
