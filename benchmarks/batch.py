@@ -7,6 +7,10 @@ clear network::
 
     python benchmarks/batch.py mnist
     python benchmarks/batch.py leukaemia --threads 2
+
+``service`` sends the cells through a client to a service in a process of its own, on the same machine, one worker::
+
+    python benchmarks/batch.py service
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,12 +28,15 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
+from client_sdk import Client
 from client_sdk._crypto import BatchKeyHolder
+from client_sdk.demo import running_service
 from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import bundle_path, sample
 from hemacrypt.engines.vector.batch import BatchEngine
 from hemacrypt.network import CollapsedNetwork, Convolution, Dense
 from hemacrypt.planner.batch import plan_batch
+from hemacrypt.preprocess import read_pixels
 
 Images = npt.NDArray[np.float64]
 
@@ -133,6 +141,44 @@ def measure(network: CollapsedNetwork, images: Images, threads: int, repeats: in
     }
 
 
+def measure_service(count: int) -> dict[str, Any]:
+    """Send a batch of the sample's cells, as often as it takes, to a service, and compare with the clear network.
+
+    Returns
+    -------
+    dict
+        Plain values: seconds of the whole call, milliseconds and bytes of the batch where they went.
+    """
+    bundle = Bundle.read(bundle_path())
+    preprocessing, cells = bundle.manifest.preprocessing, sample()
+    pixels = [preprocessing.reduce(read_pixels(cell.path, preprocessing.image_size)) for cell in cells[:count]]
+    clear = np.concatenate([bundle.network(preprocessing(image)[None]) for image in pixels])
+    which = np.arange(count) % len(pixels)
+    with tempfile.TemporaryDirectory(prefix="hemacrypt-bench-") as scratch:
+        directory = Path(scratch)
+        with (
+            running_service(bundle_path(), directory, 1, directory / "log") as target,
+            Client(target, bundle.manifest.name, key_directory=directory / "keys") as client,
+        ):
+            client.prepare()
+            started = time.perf_counter()
+            answers = client.predict_batch([pixels[number] for number in which])
+            seconds = time.perf_counter() - started
+    errors = np.abs(np.stack([answer.logits for answer in answers]) - clear[which])
+    return {
+        "images": count,
+        "batches": len({id(answer.size) for answer in answers}),
+        "seconds": seconds,
+        "ms_of_first_batch": asdict(answers[0].milliseconds),
+        "bytes_of_first_batch": asdict(answers[0].size),
+        "max_logit_error": float(errors.max()),
+        "logit_error_bound": answers[0].error_bound,
+        "disagreements": sum(
+            answer.index != index for answer, index in zip(answers, clear[which].argmax(axis=1).tolist(), strict=True)
+        ),
+    }
+
+
 def _stored(path: Path, sizes: list[int]) -> Iterator[bytes]:
     with path.open("rb") as file:
         for size in sizes:
@@ -146,19 +192,22 @@ def _resident() -> int:
 
 
 def main(
-    name: Annotated[str, typer.Argument(help="mnist or leukaemia")],
+    name: Annotated[str, typer.Argument(help="mnist, leukaemia or service")],
     images: Annotated[int, typer.Option(min=1)] = 4096,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     repeats: Annotated[int, typer.Option(min=1)] = 3,
 ) -> None:
-    """Measure one of the two networks and print what was found."""
+    """Measure one of the two networks, or the second through a service, and print what was found."""
+    if name == "service":
+        typer.echo(json.dumps(measure_service(images), indent=2))
+        return
     if name == "mnist":
         network, batch = mnist(), mnist_images(images)
     elif name == "leukaemia":
         network, cells = leukaemia()
         batch = repeated(cells, images)
     else:
-        raise typer.BadParameter(f"{name!r} is no network of this benchmark; expected mnist or leukaemia")
+        raise typer.BadParameter(f"{name!r} is no network of this benchmark; expected mnist, leukaemia or service")
     typer.echo(json.dumps({"network": name, **measure(network, batch, threads, repeats)}, indent=2))
 
 

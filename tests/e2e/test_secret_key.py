@@ -24,8 +24,8 @@ _BYTES_FIELDS = {
     "hemacrypt.v1.RegisterKeysRequest.chunk": "a piece of the evaluation keys",
     "hemacrypt.v1.PredictRequest.ciphertexts": "encrypted images",
     "hemacrypt.v1.PredictResponse.ciphertexts": "encrypted logits",
-    "hemacrypt.v1.BatchCiphertext.content": "one encrypted value of every image of a batch",
-    "hemacrypt.v1.PredictBatchResponse.ciphertext": "one encrypted logit of every image of a batch",
+    "hemacrypt.v1.BatchCiphertext.content": "an encrypted value of many images",
+    "hemacrypt.v1.PredictBatchResponse.ciphertext": "an encrypted logit of many images",
 }
 
 
