@@ -207,14 +207,10 @@ class WorkerPool:
         self._pending = 0
         self._closed = False
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
-        # The first worker compiles kernels if need be; the others find them compiled.
-        self._processes = [_Process(settings)]
+        self._processes = [_Process(settings) for _ in range(settings.workers)]
         try:
-            self._processes[0].wait_ready()
-            self._processes += [_Process(settings) for _ in range(settings.workers - 1)]
-            for process in self._processes[1:]:
-                process.wait_ready()
             for process in self._processes:
+                process.wait_ready()
                 self._idle.put(process)
         except WorkerLostError:
             self.close()

@@ -7,6 +7,7 @@ they can do is to end this process.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import resource
 import signal
@@ -14,7 +15,8 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import accumulate, pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -47,6 +49,31 @@ def apart(body: bytes, sizes: Sequence[int]) -> tuple[bytes, ...]:
     if ends[-1] != len(body) or min(sizes, default=0) < 0:
         raise ValueError(f"a frame of {len(body)} bytes, its header names {ends[-1]}")
     return tuple(body[start:end] for start, end in pairwise(ends))
+
+
+@contextmanager
+def _alone(directory: Path | None, engine: str) -> Iterator[None]:
+    """Let one worker of this user compile at a time; where everything was compiled before, they need not wait."""
+    if directory is None or engine != "vector":
+        yield
+        return
+    from hemacrypt.engines.vector.modular import sources
+
+    done = directory / f"compiled-{sources()[:40]}"
+    if done.exists():
+        yield
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (directory / "compiling.lock").open("a")
+    except OSError:
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+        with suppress(OSError):
+            done.touch()
 
 
 class Worker:
@@ -94,6 +121,7 @@ class Worker:
             if model.batch is not None and not why_no_batches(model, engine, threads, memory_mb)
         }
         self._cached_keys = cached_keys
+        self._cache, self._engine = cache, engine
         self._keys: OrderedDict[tuple[str, str], Any] = OrderedDict()
 
     def warm_up(self) -> None:
@@ -105,11 +133,13 @@ class Worker:
         timer = threading.Timer(_PATIENCE_SECONDS, tell)
         timer.daemon = True
         timer.start()
-        for engines in self._engines.values():
-            for engine in engines.values():
-                engine.warm_up()
-        for batch in self._batches.values():
-            batch.warm_up()
+        # One worker at a time: the first compiles if need be, the others find everything compiled.
+        with _alone(self._cache, self._engine):
+            for engines in self._engines.values():
+                for engine in engines.values():
+                    engine.warm_up()
+            for batch in self._batches.values():
+                batch.warm_up()
         timer.cancel()
 
     def handle(self, header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:

@@ -131,7 +131,7 @@ class MatrixForm:
         """The diagonals that are not all zero, ascending, numbered as in `places`."""
         return np.unique(self.places[0])
 
-    @property
+    @cached_property
     def offsets(self) -> Offsets:
         """The offset of each diagonal, shape (diagonals,)."""
         return self.numbers % self.wrap

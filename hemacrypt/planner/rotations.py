@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from hemacrypt.plan import Copy, Term, Turn
 from hemacrypt.planner import costs
 from hemacrypt.planner.diagonals import MatrixForm, Offsets
 
-_SHIFTS_TRIED = 6
+_SHIFTS_TRIED = 3
 _QUIET_DIAGONALS = 16
 
 
@@ -45,17 +46,17 @@ class Split:
     offsets: tuple[int, ...]
     parents: tuple[int, ...]
 
-    @property
+    @cached_property
     def steps(self) -> tuple[int, ...]:
         """The rotation that makes each copy from its parent; the first one is none."""
         return tuple(offset - self.offsets[parent] for offset, parent in zip(self.offsets, self.parents, strict=True))
 
-    @property
+    @cached_property
     def keys(self) -> set[int]:
         """Rotations that need a key."""
         return {*self.steps[1:], *([self.stride] if self.giants > 1 else [])}
 
-    @property
+    @cached_property
     def opened(self) -> int:
         """How many copies have children and so are decomposed."""
         return len(set(self.parents[1:]))

@@ -29,12 +29,12 @@ def kernel(function: Kernel) -> Kernel:
     compiled = numba.njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")(function)
     # Numba looks for changes in the file of a function alone, not in those of the kernels that it calls: without this,
     # a changed kernel would go on living inside others that were compiled before.
-    compiled._cache._cache_file._source_stamp = _sources()
+    compiled._cache._cache_file._source_stamp = sources()
     return cast("Kernel", compiled)
 
 
 @cache
-def _sources() -> str:
+def sources() -> str:
     """Return a digest of all sources of this package."""
     hashed = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
