@@ -284,8 +284,13 @@ class VectorEngine(Engine[VectorKeys]):
         terms = [term for giants in step.giants for giant in giants for term in giant]
         counts = [len(giant) for giants in step.giants for giant in giants]
         diagonals = self._diagonals(step, [term.diagonal for term in terms])
-        if not diagonals.any():
-            raise PlanError(f"{step.name}: all weights are so small that they round to zero; scale the layer up")
+        first = 0
+        for giants in step.giants:
+            last = first + sum(map(len, giants))
+            # A ciphertext that encrypts nothing is refused by every client, and by SEAL.
+            if not diagonals[:, :, first:last].any():
+                raise PlanError(f"{step.name}: all weights are so small that they round to zero; scale the layer up")
+            first = last
         return _Encoded(
             diagonals=diagonals,
             biases=np.stack([ring.encode(bias, step.output_scale, step.level) for bias in step.bias]),

@@ -174,6 +174,14 @@ def test_foreign_keys_are_refused(engine: VectorEngine, evaluation: EvaluationKe
         engine.load_keys(EvaluationKeys(levels[1:]))
 
 
+def test_one_ciphertext_of_weights_that_vanish_is_refused() -> None:
+    weights = np.random.default_rng(0).normal(size=(5000, 4))
+    weights[4096:] *= 1e-13
+    layers = (Dense(weights, np.ones(5000)), Dense(np.ones((1, 5000)) / 5000, np.zeros(1)))
+    with pytest.raises(PlanError, match="dense 4→5000: all weights are so small that they round to zero"):
+        VectorEngine(plan_network(CollapsedNetwork((1, 2, 2), layers)))
+
+
 def test_weights_that_vanish_are_refused() -> None:
     weights = np.full((2, 16), 1e-14)
     with pytest.raises(PlanError, match="round to zero"):
