@@ -85,7 +85,12 @@ def bars(results: dict[str, Any], statistic: str = "median") -> list[Bar]:
     same = fastest(rows, engine="seal", network="rp", batch=1, slots=slots)
     mnist = fastest(rows, engine="throughput", network="cryptonets-mnist", threads=1)
     cells = fastest(rows, engine="throughput", network="leukaemia", threads=1)
-    kept = [floor["ratio"] for floor in results["floors"] if (floor["network"], floor["engine"]) == ("rp", "vector")]
+    alone = ("rp", "vector", slots, 1, 1)
+    kept = [
+        floor["ratio"]
+        for floor in results["floors"]
+        if tuple(floor[part] for part in ("network", "engine", "slots", "threads", "batch")) == alone
+    ]
     keys = of(vector("leukaemia"), lambda row: row["bytes"]["keys"] / 1e6)
     complex_, real = vector("rp", slots="complex"), vector("rp", slots="real")
     return [

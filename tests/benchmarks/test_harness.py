@@ -141,7 +141,10 @@ def test_a_report_shows_rows_floors_and_machine(tmp_path: Path) -> None:
     floor = {"network": "rp", "engine": "vector", "floor_ms": 10.0, "parts": {"transforms": 7.5, "products": 2.5}}
     results = {
         "rows": [row("rp", "vector", 15.0), row("rp", "orion", 264.0)],
-        "floors": [floor | {"measured_ms": 15.0, "ratio": 1.5}],
+        "floors": [
+            floor | {"slots": "real", "threads": 1, "batch": 1, "measured_ms": 15.0, "ratio": 1.5},
+            floor | {"slots": "real", "threads": 2, "batch": 1, "measured_ms": 8.0, "ratio": 0.8},
+        ],
         "skipped": [],
         "machine": engines.machine(),
         "versions": engines.versions(),
