@@ -290,6 +290,7 @@ class _Chooser:
             if not self._entries[number][2].size:
                 raise PlanError(f"layer {number} ({layer.describe()}) has only zero weights; train or remove it")
         self._known: dict[object, list[tuple[MatrixForm, list[tuple[float, Split]]]]] = {}
+        self._chosen_at: dict[float, _Chosen] = {}
 
     def choose(self, worth: float) -> _Chosen:
         """Return the cheapest combination when a megabyte of keys is worth so many milliseconds.
@@ -299,6 +300,11 @@ class _Chooser:
         PlanError
             If none holds the layers.
         """
+        if worth not in self._chosen_at:
+            self._chosen_at[worth] = self._cheapest(worth)
+        return self._chosen_at[worth]
+
+    def _cheapest(self, worth: float) -> _Chosen:
         best: tuple[float, _Chosen] | None = None
         for source, grid in _sources(self._network, self.parameters.slots, self._slots, self._images):
             paths = [_Path((), source, grid, 0.0)]

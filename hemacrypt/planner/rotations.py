@@ -67,8 +67,8 @@ class Split:
         copies = costs.decompose(level) * self.opened + costs.rotate(level) * (len(self.offsets) - 1)
         copies += costs.fold(level) * max(self.opened - 1, 0)
         giants = costs.turn(level, 1) * (self.giants - 1)
-        copies_and_keys = copies * inputs + costs.key(level) * len(self.keys)
-        return copies_and_keys + costs.product(level) * len(form.numbers) + giants * outputs
+        keys, products = costs.key(level) * len(self.keys), costs.product(level) * len(form.numbers)
+        return copies * inputs + keys + products + giants * outputs
 
 
 def splits(form: MatrixForm, degree: int, level: int, *, quiet: bool = False) -> list[tuple[float, Split]]:
