@@ -186,15 +186,6 @@ def add(left: Any, right: Any, out: Any, primes: Any) -> None:
 
 
 @kernel
-def add_plain(left: Any, plain: Any, primes: Any) -> None:
-    """Add a plaintext of shape (k, N) to a ciphertext of shape (2, k, N), in place."""
-    for i in range(left.shape[1]):
-        prime, x, y = primes[i], left[0, i], plain[i]
-        for n in range(x.shape[0]):
-            x[n] = below(np.uint32(x[n] + y[n]), prime)
-
-
-@kernel
 def multiply_sum(ciphertexts: Any, which: Any, plains: Any, numbers: Any, out: Any, tables: Any) -> None:
     """Multiply ciphertexts by plaintexts and add up.
 
