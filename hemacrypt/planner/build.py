@@ -11,7 +11,7 @@ import numpy as np
 
 from hemacrypt.bundle import Bundle
 from hemacrypt.errors import PlanError
-from hemacrypt.network import Array, CollapsedNetwork
+from hemacrypt.network import Array, CollapsedNetwork, ComplexArray
 from hemacrypt.plan import (
     JOIN_FACTOR,
     KeyGroup,
@@ -22,11 +22,13 @@ from hemacrypt.plan import (
     PublicPlan,
     SquareStep,
     Step,
+    Term,
     Turn,
     united,
 )
-from hemacrypt.planner import chain, costs, noise, scales
+from hemacrypt.planner import chain, costs, limits, noise, scales
 from hemacrypt.planner.diagonals import Grid, MatrixForm, forms, image_grid, power_of_two_from
+from hemacrypt.planner.normalise import Normalised, normalised
 from hemacrypt.planner.rotations import Split, arrange, splits, turn_groups
 from hemacrypt.security import LARGEST_MODULUS_BITS
 
@@ -43,6 +45,7 @@ _PATHS_KEPT: Final = 8
 
 Slots = Literal["complex", "real"]
 Kind = Literal["plain", "joined", "parted"]
+Giants = tuple[tuple[tuple[Term, ...], ...], ...]
 
 
 @dataclass(frozen=True)
@@ -107,14 +110,16 @@ def plan_model(
     PlanError
         If no secure parameters serve the network, or no plan keeps within a key budget that was set.
     """
-    chooser = _Chooser(network, "complex", 1)
-    single = _planned(network, _affordable(chooser, key_budget), name, labels, preprocessing_digest)
+    limits.check_network(network)
+    normal = normalised(network)
+    chooser = _Chooser(normal.network, "complex", 1)
+    single = _planned(normal, _affordable(chooser, key_budget), name, labels, preprocessing_digest)
     budget = KEY_BUDGET if key_budget is None else key_budget
     try:
-        both = _both(chooser, _Chooser(network, "complex", 2), budget)
+        both = _both(chooser, _Chooser(normal.network, "complex", 2), budget)
         if both is None:
             return (single,)
-        plans = [_planned(network, chosen, name, labels, preprocessing_digest) for chosen in both]
+        plans = [_planned(normal, chosen, name, labels, preprocessing_digest) for chosen in both]
     except PlanError:
         return (single,)
     fastest, alone, together = (costs.plan_ms(single.parameters, plan.steps) for plan in (single, *plans))
@@ -173,8 +178,10 @@ def plan_network(
     PlanError
         If no secure parameters serve the network, or no plan keeps within a key budget that was set.
     """
-    chosen = _affordable(_Chooser(network, slots, images), key_budget)
-    return _planned(network, chosen, name, labels, preprocessing_digest)
+    limits.check_network(network)
+    normal = normalised(network)
+    chosen = _affordable(_Chooser(normal.network, slots, images), key_budget)
+    return _planned(normal, chosen, name, labels, preprocessing_digest)
 
 
 def _affordable(chooser: _Chooser, key_budget: int | None) -> _Chosen:
@@ -194,18 +201,19 @@ def _affordable(chooser: _Chooser, key_budget: int | None) -> _Chosen:
 
 
 def _planned(
-    network: CollapsedNetwork,
+    normal: Normalised,
     chosen: _Chosen,
     name: str,
     labels: Sequence[str] | None,
     preprocessing_digest: str,
 ) -> Plan:
-    parameters, target = chosen.parameters, chosen.choices[-1].form.target
-    with np.errstate(over="ignore", invalid="ignore"):
-        peaks = _peaks(network, chosen)
-    if not all(np.isfinite(peak).all() for peak in peaks):
-        raise PlanError("values up to infinity between the layers; train with smaller activations")
-    prepared = [_prepare(choice, parameters.top_level - 2 * number) for number, choice in enumerate(chosen.choices)]
+    network, parameters, target = normal.network, chosen.parameters, chosen.choices[-1].form.target
+    peaks = _peaks(network, chosen)
+    levels = range(parameters.top_level, 0, -2)
+    forms_used = [choice.form for choice in chosen.choices]
+    encoded = [(f.layer.describe(), level, len(f.numbers)) for f, level in zip(forms_used, levels, strict=True)]
+    limits.check_encoded(parameters.degree, encoded)
+    prepared = [_prepare(choice, level) for choice, level in zip(chosen.choices, levels, strict=True)]
     steps, errors, deviation, of_copy = _with_best_scales(prepared, chosen, peaks)
     last, other = steps[-1].output_scale, target.factor if target.images == 2 else 0.0
     public = PublicPlan(
@@ -222,7 +230,7 @@ def _planned(
         copy_error_bound=_rounded_up(noise.deviations_of_bound(target) * max(deviation, of_copy)),
         preprocessing_digest=preprocessing_digest,
     )
-    return Plan(
+    plan = Plan(
         public=public,
         steps=tuple(steps),
         step_errors=tuple(errors),
@@ -230,6 +238,7 @@ def _planned(
         calibrated=network.magnitudes is not None,
         reasons=_reasons(network, parameters, steps, chosen.source),
     )
+    return normal.restored(plan)
 
 
 def _kind(slots: Slots, layout: Layout) -> Kind:
@@ -384,16 +393,21 @@ class _Chooser:
         return _Chosen(self.parameters, source, choices, kinds, tuple(groups))
 
 
+def _with_constants(terms: Giants, diagonals: ComplexArray) -> tuple[Giants, ComplexArray]:
+    """Give outputs that depend on no input one product, with a diagonal of zeros; the bias does the rest."""
+    constants = [number for number, giants in enumerate(terms) if not any(giants)]
+    filled = list(terms)
+    for place, number in enumerate(constants, start=len(diagonals)):
+        filled[number] = ((Term(0, place),), *terms[number][1:])
+    return tuple(filled), np.concatenate([diagonals, np.zeros((len(constants), diagonals.shape[1]))])
+
+
 def _prepare(choice: _Choice, level: int) -> LinearStep:
     copies, terms, moves = arrange(choice.form, choice.split)
-    if not all(any(giants) for giants in terms):
-        raise PlanError(
-            f"{choice.form.layer.describe()}: a whole ciphertext of its {choice.form.layer.outputs} outputs would "
-            "depend on no input; remove outputs that have only zero weights"
-        )
     diagonals = choice.form.diagonals()
     for number, move in enumerate(moves):
         diagonals[number] = np.roll(diagonals[number], move)
+    terms, diagonals = _with_constants(terms, diagonals)
     return LinearStep(
         name=choice.form.layer.describe(),
         level=level,
