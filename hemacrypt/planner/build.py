@@ -11,7 +11,7 @@ import numpy as np
 
 from hemacrypt.bundle import Bundle
 from hemacrypt.errors import PlanError
-from hemacrypt.network import Array, CollapsedNetwork, ComplexArray
+from hemacrypt.network import Array, CollapsedNetwork, ComplexArray, Convolution, Shape
 from hemacrypt.plan import (
     JOIN_FACTOR,
     KeyGroup,
@@ -27,7 +27,7 @@ from hemacrypt.plan import (
     united,
 )
 from hemacrypt.planner import chain, costs, limits, noise, scales
-from hemacrypt.planner.diagonals import Grid, MatrixForm, forms, image_grid, power_of_two_from
+from hemacrypt.planner.diagonals import Grid, MatrixForm, forms, image_grids, power_of_two_from
 from hemacrypt.planner.normalise import Normalised, normalised
 from hemacrypt.planner.rotations import Split, arrange, splits, turn_groups
 from hemacrypt.security import LARGEST_MODULUS_BITS
@@ -215,6 +215,7 @@ def _planned(
     limits.check_encoded(parameters.degree, encoded)
     prepared = [_prepare(choice, level) for choice, level in zip(chosen.choices, levels, strict=True)]
     steps, errors, deviation, of_copy = _with_best_scales(prepared, chosen, peaks)
+    limits.check_room(parameters, steps, [float(peak.max()) for peak in peaks[1:]], errors)
     last, other = steps[-1].output_scale, target.factor if target.images == 2 else 0.0
     public = PublicPlan(
         model=name,
@@ -263,22 +264,31 @@ def _rounded_up(value: float) -> float:
     return float(f"{math.ceil(value / digits) * digits:.3e}")
 
 
-def _sources(network: CollapsedNetwork, slots: int, kind: Slots, images: int) -> list[tuple[Layout, Grid | None]]:
-    """List the layouts that an image can have."""
-    grid = image_grid(network.input_shape, slots)
-    period = min(power_of_two_from(network.inputs), slots)
-    flat = np.arange(network.inputs)
-    plain = Layout(flat, period, slots, -(-network.inputs // period))
+def _sources(
+    network: CollapsedNetwork, slots: int, kind: Slots, images: int
+) -> Iterator[tuple[Layout, Grid | None]]:
+    """Yield the layouts that an image can have."""
+    shape, first = network.input_shape, network.linears[0]
+    grids = image_grids(shape, slots, first.stride if isinstance(first, Convolution) else None)
+    for grid in grids or [None]:
+        plain = _plain(shape, grid, slots, images)
+        # A single slot has no upper half.
+        half = max(plain.period // 2, 1)
+        if kind == "complex" and images == 1 and (plain.ciphertexts > 1 or plain.positions.max() >= half):
+            folded = plain.folded()
+            if folded.mixes:
+                yield folded, grid
+        yield plain, grid
+
+
+def _plain(shape: Shape, grid: Grid | None, slots: int, images: int) -> Layout:
+    """Return the layout of images whose values all lie in real parts, or in real and imaginary parts alike."""
     if grid is not None:
-        extent = grid.extent(network.input_shape)
-        plain = grid.layout(network.input_shape, min(power_of_two_from(extent), slots), slots)
-    plain = replace(plain, images=images)
-    # A single slot has no upper half.
-    half = max(plain.period // 2, 1)
-    if kind == "real" or images == 2 or (plain.ciphertexts == 1 and plain.positions.max() < half):
-        return [(plain, grid)]
-    folded = plain.folded()
-    return [(folded, grid), (plain, grid)] if folded.mixes else [(plain, grid)]
+        layout = grid.layout(shape, min(power_of_two_from(grid.extent(shape)), slots), slots)
+        return replace(layout, images=images)
+    values = math.prod(shape)
+    period = min(power_of_two_from(values), slots)
+    return Layout(np.arange(values), period, slots, -(-values // period), images=images)
 
 
 class _Chooser:

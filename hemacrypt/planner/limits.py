@@ -9,6 +9,7 @@ import numpy as np
 
 from hemacrypt.errors import PlanError
 from hemacrypt.network import Array, CollapsedNetwork, Dense, Linear
+from hemacrypt.plan import LinearStep, Parameters, SquareStep, Step
 from hemacrypt.planner import chain, costs
 
 # Larger weights come from a training that diverged, or from data that nobody brought to moderate units.
@@ -67,6 +68,34 @@ def check_encoded(degree: int, layers: Sequence[tuple[str, int, int]]) -> None:
             f"encoded weights of {sum(sizes) / 1e9:.1f} GB, most of them {diagonals:,} diagonals of {name}; at most "
             f"{MOST_ENCODED_BYTES / 1e9:.1f} GB are planned: use a larger stride, fewer channels or a smaller image"
         )
+
+
+def check_room(parameters: Parameters, steps: Sequence[Step], peaks: Sequence[float], errors: Sequence[float]) -> None:
+    """Refuse a plan whose errors could carry values beyond the modulus, where every bound would be void.
+
+    Parameters
+    ----------
+    parameters, steps:
+        Those of the plan.
+    peaks, errors:
+        Largest value and largest standard deviation of the error after each step.
+
+    Raises
+    ------
+    PlanError
+        If they could. Values that lie far apart in one layer and are brought together again by the next are the cause.
+    """
+    shares = [6 * error / max(peak, np.finfo(float).tiny) for peak, error in zip(peaks, errors, strict=True)]
+    growth = [share / before for before, share in zip([shares[0], *shares], shares, strict=False)]
+    for step, peak, error in zip(steps, peaks, errors, strict=True):
+        first = step.weight_scale if isinstance(step, LinearStep) else SquareStep.gain(step.kind) * step.input_scale
+        if (peak + 6 * error) * step.input_scale * first >= 2 ** (parameters.bits_at(step.level) - 1):
+            culprit = growth.index(max(growth))
+            raise PlanError(
+                f"{steps[culprit].name} (step {culprit + 1}) leaves errors {shares[culprit]:.2g} times as large as its "
+                "values: it magnifies values of the layer before it that are far smaller than others; train with "
+                "activations of about one size, for example with batch normalisation"
+            )
 
 
 def _check_depth(network: CollapsedNetwork) -> None:
