@@ -264,9 +264,7 @@ def _rounded_up(value: float) -> float:
     return float(f"{math.ceil(value / digits) * digits:.3e}")
 
 
-def _sources(
-    network: CollapsedNetwork, slots: int, kind: Slots, images: int
-) -> Iterator[tuple[Layout, Grid | None]]:
+def _sources(network: CollapsedNetwork, slots: int, kind: Slots, images: int) -> Iterator[tuple[Layout, Grid | None]]:
     """Yield the layouts that an image can have."""
     shape, first = network.input_shape, network.linears[0]
     grids = image_grids(shape, slots, first.stride if isinstance(first, Convolution) else None)
@@ -307,7 +305,9 @@ class _Chooser:
         self._entries = [layer.entries() for layer in network.linears]
         for number, layer in enumerate(network.linears):
             if not self._entries[number][2].size:
-                raise PlanError(f"layer {number} ({layer.describe()}) has only zero weights; train or remove it")
+                raise PlanError(
+                    f"layer {number} ({layer.describe()}) reads nothing but its padding; give it less padding, or remove it"
+                )
         self._known: dict[object, list[tuple[MatrixForm, list[tuple[float, Split]]]]] = {}
         self._chosen_at: dict[float, _Chosen] = {}
 

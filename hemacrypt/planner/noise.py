@@ -137,6 +137,16 @@ def linear_error(model: NoiseModel, step: LinearStep, variance: Array, peak: Arr
     return units.total(peak)
 
 
+def _switched(switch: Array, step: int) -> Array:
+    """Return the larger variance of the two ways to rotate by ``step``, shape (slots,).
+
+    SEAL rotates and decomposes the result, so that the few slots with far more noise are those whose roots lie near 1;
+    whoever decomposes once for several rotations has it in the slots that these are rotated to.
+    """
+    larger: Array = np.maximum(switch, np.roll(switch, -step))
+    return larger
+
+
 @dataclass(frozen=True, eq=False)
 class _Units:
     """Variances that meet in one affine map: of its input, its copies, its encoded diagonals, its turns."""
@@ -152,7 +162,7 @@ class _Units:
         step = self.step
         variances, squares = list(self.variance), list(peak**2)
         for copy in step.copies[step.inputs :]:
-            variances.append(np.roll(variances[copy.parent], -copy.step) + self.copying)
+            variances.append(np.roll(variances[copy.parent], -copy.step) + _switched(self.copying, copy.step))
             squares.append(np.roll(squares[copy.parent], -copy.step))
         sums = [self._inner_sums(giants, variances, squares) for giants in step.giants]
         return np.stack([self._turned(total) for total in sums])
@@ -163,7 +173,7 @@ class _Units:
         total = np.zeros_like(variances[0])
         for number, giant in reversed(list(enumerate(giants))):
             if number < len(giants) - 1:
-                total = np.roll(total, -self.step.giant_step) + self.turning
+                total = np.roll(total, -self.step.giant_step) + _switched(self.turning, self.step.giant_step)
             for term in giant:
                 diagonal, variance = self.step.diagonals[term.diagonal], variances[term.copy]
                 total += (diagonal.real**2 + diagonal.imag**2) * variance
@@ -176,7 +186,8 @@ class _Units:
             steps = [0, *(turn.step for turn in group)]
             # What is added to its own conjugate doubles its real part, the error with it.
             doubled = [steps.count(turned) ** 2 * np.roll(total, -turned) for turned in sorted(set(steps))]
-            total = len(group) * self.turning + np.sum(doubled, axis=0)
+            turning = np.sum([_switched(self.turning, turn.step) for turn in group], axis=0)
+            total = turning + np.sum(doubled, axis=0)
         return total
 
 

@@ -11,8 +11,8 @@ from hemacrypt.network import Array, CollapsedNetwork, Convolution, Dense, Linea
 
 # Deeper networks need larger degrees, so they are kept narrow: largest side of an image, and largest number of values
 # that a dense layer inside writes, by the number of squares.
-_SIDES = (28, 16, 10, 5, 4)
-_WIDTHS = (1000, 60, 24, 6, 4)
+_SIDES = (28, 16, 8, 5, 4)
+_WIDTHS = (1000, 60, 16, 6, 4)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,9 @@ def member(seed: int, squares: int) -> Member:
             layers.append(_convolution(rng, current))
             current = layers[-1].output_shape if isinstance(layers[-1], Convolution) else None
         else:
-            layers.append(_dense(rng, width, _outputs(rng, squares) if last else int(rng.integers(1, _WIDTHS[squares]))))
+            layers.append(
+                _dense(rng, width, _outputs(rng, squares) if last else int(rng.integers(1, _WIDTHS[squares])))
+            )
             current = None
     smallest, extent = rng.choice([0.0, -0.5, -1.0, -3.0]), rng.choice([0.5, 1.0, 255.0])
     network = CollapsedNetwork(shape, tuple(layers), (float(smallest), float(smallest + extent)))
@@ -54,7 +56,7 @@ def _dense(rng: np.random.Generator, inputs: int, outputs: int) -> Dense:
     scale = 10.0 ** rng.uniform(-3, 3)
     weight, bias = rng.normal(size=(outputs, inputs)), rng.normal(size=outputs)
     if rng.random() < 0.3:
-        weight[rng.random(outputs) < 0.4] = 0.0
+        weight[1:][rng.random(outputs - 1) < 0.4] = 0.0
     if rng.random() < 0.2:
         # Channels need not be of one size either.
         weight *= 10.0 ** rng.uniform(-2, 2, size=(outputs, 1))
@@ -67,9 +69,9 @@ def _convolution(rng: np.random.Generator, shape: Shape) -> Convolution:
     width = int(rng.integers(1, min(5, shape[2] + left + right) + 1))
     scale, channels = 10.0 ** rng.uniform(-3, 3), int(rng.integers(1, 6))
     kernel, bias = rng.normal(size=(channels, shape[0], height, width)), rng.normal(size=channels)
-    if rng.random() < 0.3:
+    if rng.random() < 0.3 and channels > 1:
         kernel[rng.integers(channels)] = 0.0
-    if rng.random() < 0.2:
+    if rng.random() < 0.2 and shape[0] > 1:
         kernel[:, rng.integers(shape[0])] = 0.0
     bias = bias * scale * (rng.random() < 0.7)
     return Convolution(kernel * scale, bias, shape, int(rng.integers(1, 4)), ((top, bottom), (left, right)))

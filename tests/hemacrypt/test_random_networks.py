@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import numpy as np
 import pytest
@@ -16,23 +17,26 @@ from hemacrypt.planner import plan_network
 from tests.hemacrypt.families import Member, member
 
 # How many networks of each number of squares: degrees 4096, 8192, 8192, 16384, 16384.
-COUNTS = (90, 70, 28, 8, 4)
+COUNTS = (110, 70, 16, 4, 2)
 FAMILY = [(squares, seed) for squares, count in enumerate(COUNTS) for seed in range(count)]
-# SEAL takes a random part of them.
+# SEAL, and pairs of images, take a part of them.
 WITH_SEAL = [(0, seed) for seed in range(0, 90, 5)] + [(1, seed) for seed in range(0, 70, 12)] + [(2, 3)]
+IN_PAIRS = [(0, seed) for seed in range(3, 90, 9)] + [(1, seed) for seed in range(4, 70, 12)] + [(2, 5), (2, 8)]
 
 
-def encrypted(plan: Plan, engine: str, images: Array) -> Array:
-    """Return the logits of images by the whole encrypted path, with fresh keys."""
+def encrypted(plan: Plan, engine: str, requests: Array) -> Array:
+    """Return the logits of the images of some requests by the whole encrypted path, with fresh keys."""
     evaluator, holder = encrypted_engine(engine, plan), KeyHolder(plan.public)
     keys = evaluator.load_keys(holder.evaluation_keys())
-    return np.concatenate([holder.decrypt(evaluator.evaluate(holder.encrypt(image), keys)) for image in images])
+    return np.concatenate([holder.decrypt(evaluator.evaluate(holder.encrypt(request), keys)) for request in requests])
 
 
-def planned(drawn: Member) -> Plan | None:
+@cache
+def planned(squares: int, seed: int, images: int = 1) -> Plan | None:
     """Return the plan of a network, None if it is refused; then the reason has been found to be true."""
+    drawn = member(seed, squares)
     try:
-        return plan_network(drawn.network)
+        return plan_network(drawn.network, images=images)
     except PlanError as refusal:
         confirm(drawn, str(refusal))
         return None
@@ -40,9 +44,8 @@ def planned(drawn: Member) -> Plan | None:
 
 def confirm(drawn: Member, reason: str) -> None:
     """Make sure that what a refusal says is so; any other refusal is a failure."""
-    if found := re.match(r"layer (\d+) .* has only zero weights", reason):
-        layer, _, values = drawn.network.linears[int(found[1])], None, drawn.network.linears[int(found[1])].entries()[2]
-        assert values.size == 0
+    if found := re.match(r"layer (\d+) .* (has only zero weights|reads nothing but its padding)", reason):
+        layer = drawn.network.linears[int(found[1])]
         inputs = np.random.default_rng(1).normal(size=(2, layer.inputs))
         np.testing.assert_array_equal(*layer(inputs))
     elif "leaves errors" in reason:
@@ -66,28 +69,33 @@ def magnified(network: CollapsedNetwork, images: Array) -> float:
 
 @pytest.mark.parametrize(("squares", "seed"), FAMILY)
 def test_encrypted_logits_are_within_the_bound(squares: int, seed: int) -> None:
-    drawn = member(seed, squares)
-    plan = planned(drawn)
+    drawn, plan = member(seed, squares), planned(squares, seed)
     if plan is None:
         return
-    clear, images = drawn.network(drawn.images), drawn.images[:2]
-    largest = np.abs(clear).max()
+    clear = drawn.network(drawn.images)
     computed = np.concatenate([ClearEngine(plan).predict(image) for image in drawn.images])
-    np.testing.assert_allclose(computed, clear, rtol=1e-9, atol=1e-9 * largest)
-    error = np.abs(encrypted(plan, "vector", images) - clear[:2]).max()
+    np.testing.assert_allclose(computed, clear, rtol=1e-9, atol=1e-9 * np.abs(clear).max())
+    error = np.abs(encrypted(plan, "vector", drawn.images[:2, None]) - clear[:2]).max()
     assert error <= plan.public.logit_error_bound
 
 
 @pytest.mark.parametrize(("squares", "seed"), WITH_SEAL)
 def test_seal_is_within_the_bound_as_well(squares: int, seed: int) -> None:
-    drawn = member(seed, squares)
-    plan = planned(drawn)
+    drawn, plan = member(seed, squares), planned(squares, seed)
     if plan is not None:
-        error = np.abs(encrypted(plan, "seal", drawn.images[:1]) - drawn.network(drawn.images[:1])).max()
+        error = np.abs(encrypted(plan, "seal", drawn.images[:1, None]) - drawn.network(drawn.images[:1])).max()
+        assert error <= plan.public.logit_error_bound
+
+
+@pytest.mark.parametrize(("squares", "seed"), IN_PAIRS)
+def test_pairs_are_within_the_bound_as_well(squares: int, seed: int) -> None:
+    drawn, plan = member(seed, squares), planned(squares, seed, images=2)
+    if plan is not None:
+        error = np.abs(encrypted(plan, "vector", drawn.images[None, :2]) - drawn.network(drawn.images[:2])).max()
         assert error <= plan.public.logit_error_bound
 
 
 def test_few_of_the_networks_are_refused() -> None:
-    refused = [(squares, seed) for squares, seed in FAMILY if planned(member(seed, squares)) is None]
+    refused = [(squares, seed) for squares, seed in FAMILY if planned(squares, seed) is None]
     assert len(FAMILY) >= 200
-    assert len(refused) <= 20
+    assert len(refused) <= 10
