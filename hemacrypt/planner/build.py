@@ -197,7 +197,8 @@ def _affordable(chooser: _Chooser, key_budget: int | None) -> _Chosen:
             f"the evaluation keys would take {needed / 1e6:.1f} MB, the budget is {budget / 1e6:.1f} MB; "
             "raise the budget or use a smaller network"
         )
-    return chosen
+    # Keys that are large at any price need not be the smallest at any price: that can take a hundred times as long.
+    return chooser.choose(_WORTH_A_MEGABYTE[-2]) if needed > budget else chosen
 
 
 def _planned(
@@ -306,7 +307,7 @@ class _Chooser:
         for number, layer in enumerate(network.linears):
             if not self._entries[number][2].size:
                 raise PlanError(
-                    f"layer {number} ({layer.describe()}) reads nothing but its padding; give it less padding, or remove it"
+                    f"layer {number} ({layer.describe()}) reads nothing but its padding; use less padding, or remove it"
                 )
         self._known: dict[object, list[tuple[MatrixForm, list[tuple[float, Split]]]]] = {}
         self._chosen_at: dict[float, _Chosen] = {}
