@@ -268,8 +268,9 @@ def _rounded_up(value: float) -> float:
 def _sources(network: CollapsedNetwork, slots: int, kind: Slots, images: int) -> Iterator[tuple[Layout, Grid | None]]:
     """Yield the layouts that an image can have."""
     shape, first = network.input_shape, network.linears[0]
-    grids = image_grids(shape, slots, first.stride if isinstance(first, Convolution) else None)
-    for grid in grids or [None]:
+    stride = first.stride if isinstance(first, Convolution) else None
+    grids: list[Grid | None] = [*image_grids(shape, slots, stride)] or [None]
+    for grid in grids:
         plain = _plain(shape, grid, slots, images)
         # A single slot has no upper half.
         half = max(plain.period // 2, 1)
