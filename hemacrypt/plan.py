@@ -98,15 +98,15 @@ class Parameters:
         """Return log2 of the ciphertext modulus at a level."""
         return sum(math.log2(prime) for prime in self.data_primes[: level + 1])
 
-    def parms_id(self, level: int | None = None) -> bytes:
+    def parms_id(self, level: int | None = None, plain_modulus: int = 0) -> bytes:
         """Return SEAL's name for the parameters at a level, 32 bytes; None names the key level, special prime included.
 
-        SEAL 4, ``EncryptionParameters::compute_parms_id``: BLAKE2b-256 over the 64-bit words scheme (2 is CKKS),
+        SEAL 4, ``EncryptionParameters::compute_parms_id``: BLAKE2b-256 over the 64-bit words scheme (1 is BFV, 2 CKKS),
         degree, primes, plain modulus (0 in CKKS).
         """
         key_level = (*self.data_primes, self.special_prime)
         primes = key_level if level is None else self.data_primes[: level + 1]
-        words = (2, self.degree, *primes, 0)
+        words = (1 if plain_modulus else 2, self.degree, *primes, plain_modulus)
         return hashlib.blake2b(struct.pack(f"<{len(words)}Q", *words), digest_size=32).digest()
 
     @cached_property
@@ -622,16 +622,21 @@ class Plan:
 
 
 def is_prime(number: int) -> bool:
-    """Tell whether a number below 3.2 * 10^9 is prime (Miller-Rabin; bases of Jaeschke, 1993, decide below that)."""
+    """Tell whether a number below 2^64 is prime: Miller-Rabin with the first twelve primes, which decide there.
+
+    Source: Sorenson and Webster, "Strong pseudoprimes to twelve prime bases", 2015.
+    """
+    bases = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
     if number < 2:
         return False
-    for prime in (2, 3, 5, 7):
+    for prime in bases:
         if number % prime == 0:
             return number == prime
     odd, twos = number - 1, 0
     while odd % 2 == 0:
         odd, twos = odd // 2, twos + 1
-    for base in (2, 3, 5, 7):
+    # Four of them suffice below 3.2 * 10^9 (Jaeschke, "On strong pseudoprimes to several bases", 1993).
+    for base in bases[: 4 if number < 3_200_000_000 else None]:
         power = pow(base, odd, number)
         if power in (1, number - 1):
             continue

@@ -279,11 +279,17 @@ class _Chooser:
     ----------
     network, slots, images:
         As in `plan_network`.
+    parameters:
+        Degree and modulus chain; the smallest that serve by default.
     """
 
-    def __init__(self, network: CollapsedNetwork, slots: Slots, images: int) -> None:
-        widest = max(network.inputs, *(layer.outputs for layer in network.linears))
-        self.parameters = chain.choose_parameters(chain.smallest_degree(network.squares, widest), network.squares)
+    def __init__(
+        self, network: CollapsedNetwork, slots: Slots, images: int, parameters: Parameters | None = None
+    ) -> None:
+        if parameters is None:
+            widest = max(network.inputs, *(layer.outputs for layer in network.linears))
+            parameters = chain.choose_parameters(chain.smallest_degree(network.squares, widest), network.squares)
+        self.parameters = parameters
         self._network, self._slots, self._images = network, slots, images
         self._entries = [layer.entries() for layer in network.linears]
         for number, layer in enumerate(network.linears):
