@@ -527,7 +527,7 @@ class Client:
         if digest(answer.ciphertexts) != answer.ciphertext_sha256:
             raise ReplyError(f"the answer for {told} was damaged on the way; ask again")
         try:
-            logits = self._holder(plan).decrypt(answer.ciphertexts)
+            logits, bounds = self._holder(plan).decrypt_bounded(answer.ciphertexts)
         except FormatError as error:
             raise ReplyError(f"the answer for {told} cannot be decrypted: {error}") from error
         decrypt_ms = (time.perf_counter() - started) * 1e3
@@ -545,12 +545,12 @@ class Client:
                 source=name,
                 labels=plan.labels,
                 logits=row,
-                error_bound=plan.logit_error_bound,
+                error_bound=bound,
                 milliseconds=milliseconds,
                 size=size,
                 images=plan.images,
             )
-            for name, row in zip(names, logits, strict=True)
+            for name, row, bound in zip(names, logits, bounds.tolist(), strict=True)
         ]
 
 

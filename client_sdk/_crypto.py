@@ -115,6 +115,10 @@ class KeyHolder(_SecretKey):
         return sealio.dump(self._encryptor.encrypt_symmetric(plain))
 
     def decrypt(self, replies: Sequence[bytes]) -> Array:
+        """Decrypt the service's reply; see `decrypt_bounded`, which tells the error bounds as well."""
+        return self.decrypt_bounded(replies)[0]
+
+    def decrypt_bounded(self, replies: Sequence[bytes]) -> tuple[Array, Array]:
         """Decrypt the service's reply.
 
         Parameters
@@ -124,27 +128,35 @@ class KeyHolder(_SecretKey):
 
         Returns
         -------
-        array of the logits, shape (images, logits)
+        array of the logits, shape (images, logits), and the bound on the error of each image's logits, shape (images,)
 
         Raises
         ------
         FormatError
             If the reply is not as many ciphertexts of the plan's last level and output scale as it promises, was not
-            computed under this key, or holds logits that do not fit the last modulus.
+            computed under this key, or holds logits that do not fit the last modulus; or if the guard says that values
+            between the layers were larger than the error bound holds for.
         """
         plan = self.plan
         if len(replies) != plan.output_layout.ciphertexts:
             raise FormatError("reply", f"{len(replies)} ciphertexts; expected {plan.output_layout.ciphertexts}")
         slots = np.stack([self._decrypted(reply) for reply in replies])
         # Under another key, and for most answers that are no evaluation at all, every slot holds something else.
-        if plan.output_layout.spread(slots) > plan.copy_tolerance:
+        if max(plan.output_layout.spread(slots), plan.output_layout.rest(slots)) > plan.copy_tolerance:
             raise FormatError(
                 "reply", "the copies of a logit disagree; it was not computed from what this key encrypted"
             )
-        logits = plan.output_layout.unpack(slots)
-        if np.abs(logits).max() > plan.logit_limit / 2:
+        values = plan.output_layout.unpack(slots)
+        if np.abs(values).max() > plan.logit_limit / 2:
             raise FormatError("reply", "a logit is too large for the last modulus; the image is unlike all trained on")
-        return logits
+        logits, guards = values[:, : len(plan.labels)], values[:, len(plan.labels) :].sum(axis=1)
+        if plan.guards and guards.max() > plan.guard_limit:
+            raise FormatError(
+                "reply",
+                "values between the layers are larger than those of all calibration images, so that no error bound "
+                "holds; the image is unlike all trained on: check how it was made",
+            )
+        return logits, plan.error_bounds(guards)
 
     def _decrypted(self, reply: bytes) -> ComplexArray:
         plan = self.plan

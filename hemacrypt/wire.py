@@ -44,6 +44,8 @@ def plan_to_message(plan: PublicPlan) -> pb.PublicPlan:
         logit_error_bound=plan.logit_error_bound,
         logit_limit=plan.logit_limit,
         copy_error_bound=plan.copy_error_bound,
+        guard_limit=plan.guard_limit,
+        logit_error_floor=plan.logit_error_floor,
         keys=_keys_to_message(plan.keys),
         plan_id=plan.plan_id,
     )
@@ -74,6 +76,8 @@ def plan_from_message(message: pb.PublicPlan, model: str, preprocessing: Preproc
         logit_limit=message.logit_limit,
         copy_error_bound=message.copy_error_bound,
         preprocessing_digest=preprocessing.digest,
+        guard_limit=message.guard_limit,
+        logit_error_floor=message.logit_error_floor,
     )
     _check_read(plan, message.plan_id)
     return plan
