@@ -39,6 +39,9 @@ _WORTH_A_MEGABYTE: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 1e3)
 # slower by as much because the pair needs keys as well.
 _PAIR_GAIN: Final = 0.95
 
+# Where the noise lies in few slots, values there may be so many times their peaks for an error that is sought.
+_AIMED: Final = 2.5
+
 # Ways to lay out the first layers that are followed further.
 _PATHS_KEPT: Final = 8
 
@@ -689,6 +692,9 @@ class _Predictor:
         form, number = self._chosen.choices[-2].form, len(self._chosen.choices) - 2
         own = noise.linear_error(self._model, step, np.zeros_like(entering), self._peaks[2 * number])
         own = own + noise.rescale_error(self._model, step)
+        if number and not self._model.centred:
+            # Half of the noise lies in a few slots: an image can aim at them, with values far above their peaks.
+            entering = _AIMED**2 * entering
         brought = 0.0
         switch = self._model.key_switch(square.level)
         if isinstance(square, SquareStep) and square.kind == "joined":

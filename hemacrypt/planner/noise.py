@@ -55,7 +55,7 @@ class NoiseModel:
 
     def __init__(self, parameters: Parameters, centred: bool = False) -> None:
         self.parameters = parameters
-        self._centred = centred
+        self.centred = centred
         degree = parameters.degree
         self.encoding = degree / 12
         self.fresh = degree * _ERROR_VARIANCE / 2
@@ -69,7 +69,7 @@ class NoiseModel:
         root zeta, which is large in the few slots whose root lies near 1.
         """
         degree = self.parameters.degree
-        if self._centred:
+        if self.centred:
             return np.full(self.parameters.slots, degree / 12)
         mean: Array = 1 / np.abs(1 - np.exp(1j * np.pi * self.parameters.slot_exponents / degree)) ** 2
         return degree / 12 + mean

@@ -48,10 +48,10 @@ def open_fresh(second: Any, coefficients: Any, digits: Any, tables: Any, words: 
     -------
     Whether all parts came to every barrier.
     """
-    lower(second, coefficients, tables, part, parts)
+    lower(second, coefficients, tables, True, part, parts)
     if not meet(words, parts):
         return False
-    lift(second, coefficients, digits, tables, part, parts)
+    lift(second, coefficients, digits, tables, True, part, parts)
     return meet(words, parts)
 
 
