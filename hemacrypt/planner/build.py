@@ -269,6 +269,10 @@ def _smallest(network: CollapsedNetwork, wanted: _Wanted, slots: Slots, images: 
     found: tuple[Plan, _Chooser] | None = None
     for parameters in chain.candidates(network.squares, widest, refused):
         if wanted.tolerance == math.inf and parameters.prime_bits < chain.PRIME_BITS:
+            refused.append(
+                f"degree {parameters.degree} was rejected: it has room for primes of {parameters.prime_bits} bits, "
+                "and nothing says that so little precision is enough"
+            )
             continue
         try:
             chooser = _Chooser(network, slots, images, parameters)
@@ -681,7 +685,7 @@ class _Predictor:
         after = noise.rescale_error(self._model, last)
         unit = self._target.factor if part == "imaginary" else 1.0
         lowest = float(noise.logit_deviation(floor, after, self._target)[: self._logits].max()) / unit
-        rounding = noise.linear_error(self._model, last, np.zeros_like(variance), self._peaks[-2])
+        rounding = noise.linear_error(self._model, last, np.zeros(self._peaks[-2].shape), self._peaks[-2])
         rounded = float(noise.logit_deviation(rounding, 0.0, self._target)[: self._logits].max()) / unit
         highest = math.sqrt(lowest**2 + amplified + rounded**2)
         copies = max(noise.copy_deviation(before, self._target) / unit, highest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 
 from hemacrypt.errors import PlanError
 from hemacrypt.plan import Parameters, is_prime
@@ -64,21 +65,17 @@ def candidates(squares: int, widest: int, refused: list[str]) -> Iterator[Parame
                 f"primes, fewer than {SHORTEST_PRIME_BITS}"
             )
             continue
-        if widest > MOST_CIPHERTEXTS * degree // 2:
-            # A larger degree has more slots, and the smallest that has enough is not far.
-            refused.append(
-                f"degree {degree} was rejected: {widest} values need over {MOST_CIPHERTEXTS} ciphertexts of its slots"
+        whole = limit >= count * PRIME_BITS
+        if widest <= MOST_CIPHERTEXTS * degree // 2:
+            yield choose_parameters(degree, squares)
+        elif whole:
+            raise PlanError(
+                f"a layer of {widest} values needs over {MOST_CIPHERTEXTS} ciphertexts of {degree // 2} slots; "
+                "use a smaller image or fewer channels"
             )
-            continue
-        yield choose_parameters(degree, squares)
-        if limit >= count * PRIME_BITS:
+        if whole:
             return
     largest = max(LARGEST_MODULUS_BITS)
-    if widest > MOST_CIPHERTEXTS * largest // 2:
-        raise PlanError(
-            f"a layer of {widest} values needs over {MOST_CIPHERTEXTS} ciphertexts of {largest // 2} slots; "
-            "use a smaller image or fewer channels"
-        )
     raise PlanError(
         f"{squares} squares need {count * PRIME_BITS} modulus bits; degree {largest} allows "
         f"{LARGEST_MODULUS_BITS[largest]} bits: use fewer squares"
@@ -101,5 +98,7 @@ def choose_parameters(degree: int, squares: int) -> Parameters:
     count = data_primes_needed(squares)
     bits = min(float(PRIME_BITS), LARGEST_MODULUS_BITS[degree] / (count + 1))
     primes = primes_below(math.floor(2.0**bits), degree)
-    special = next(primes)
-    return Parameters(degree, tuple(next(primes) for _ in range(count)), special)
+    chosen = tuple(islice(primes, count + 1))
+    if len(chosen) <= count:
+        raise PlanError(f"degree {degree} has no {count + 1} primes for {squares} squares; use fewer squares")
+    return Parameters(degree, chosen[1:], chosen[0])
