@@ -29,6 +29,8 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 NO_PADDING: Padding = ((0, 0), (0, 0))
 # 1 GiB of float64: a matrix larger than this is no layer of the family, and would exhaust memory.
 _LARGEST_MATRIX = 1 << 27
+# Far beyond what any plan carries.
+_MOST_VALUES = 1 << 22
 # A vertex of a x² + b x + c further from zero than this is not shifted to: x would drown in the constant beside it.
 _FARTHEST_VERTEX = 64.0
 
@@ -69,11 +71,13 @@ class Fold:
         Raises
         ------
         NetworkError
-            If there is no feature map (any more), or shapes do not fit.
+            If there is no feature map (any more), shapes do not fit, or windows would lie in the padding alone.
         """
         shape = self._open_map(name)
         with _naming(name):
             layer = Convolution(np.asarray(kernel), np.asarray(bias), shape, stride, padding)
+        if any(max(zeros) >= side for zeros, side in zip(padding, layer.kernel.shape[2:], strict=True)):
+            raise NetworkError(f"{name!r} pads {padding}, more than its kernel {layer.kernel.shape[2:]} reaches")
         self._append(layer)
 
     def mean_pooling(self, name: str, window: tuple[int, int], stride: int, padding: Padding = NO_PADDING) -> None:
@@ -102,6 +106,7 @@ class Fold:
         NetworkError
             If their sizes do not fit.
         """
+        _check_room(name, self.channels**2)
         factors = self._per_channel(name, scale)
         self._mix(name, np.diag(factors), self._per_channel(name, shift))
 
@@ -163,6 +168,7 @@ class Fold:
         NetworkError
             If sizes do not fit, a number is not finite, or every channel is constant.
         """
+        _check_room(name, self.channels**2)
         a, b, c = (self._per_channel(name, numbers) for numbers in (a, b, c))
         doubled = np.abs(b) > 2 * _FARTHEST_VERTEX * np.abs(a)
         single = ~doubled & (a != 0)
@@ -219,6 +225,8 @@ class Fold:
                 self._append(Convolution(matrix[:, :, None, None], constant, self.map_shape))
 
     def _append(self, new: Linear) -> None:
+        if new.outputs > _MOST_VALUES:
+            raise NetworkError(f"{new.describe()} writes {new.outputs:,} values; at most {_MOST_VALUES:,} are folded")
         merged = _merge(self._segment[-1], new) if self._segment else None
         if merged is None:
             self._segment.append(new)
