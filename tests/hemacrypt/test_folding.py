@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from hemacrypt.errors import NetworkError
 from hemacrypt.folding import Fold
 from hemacrypt.network import CollapsedNetwork, Convolution, Dense
+from tests.hemacrypt.batches import Batch
+from tests.hemacrypt.setups import Setup
 
 Array = npt.NDArray[np.float64]
 Step = Callable[[Array], Array]
@@ -157,3 +159,34 @@ def test_a_product_of_padded_convolutions_that_no_memory_holds_is_refused() -> N
         fold.convolution(name, np.ones((16, 16, 3, 3)), np.zeros(16), 1, ((1, 1), (1, 1)))
     with pytest.raises(NetworkError, match="without padding"):
         fold.finish()
+
+
+@pytest.fixture(scope="module")
+def bordered() -> CollapsedNetwork:
+    """Return a network with a quadratic activation before a padded convolution, and a linear channel, calibrated."""
+    twin = (
+        Twin(8, (1, 6, 6))
+        .convolution(2, 3)
+        .quadratic(np.array([0.5, 0.0]), np.array([0.3, 1.0]), np.array([1.0, -1.0]))
+    )
+    network = twin.convolution(2, 3, 1, 1).random_quadratic().dense(3).check()
+    layer = network.linears[1]
+    assert isinstance(layer, Convolution)
+    assert layer.bias.ndim == 3
+    return network.calibrated(np.random.default_rng(0).random((300, 1, 6, 6)))
+
+
+def test_a_bias_by_position_runs_encrypted_within_the_bound(bordered: CollapsedNetwork) -> None:
+    setup = Setup.of(bordered)
+    image = setup.images(1)
+    for logits in (
+        setup.predict(image),
+        setup.holder.decrypt(setup.vector.evaluate(setup.holder.encrypt(image), setup.vector_keys)),
+    ):
+        assert np.abs(logits - bordered(image)).max() <= setup.plan.public.logit_error_bound
+
+
+def test_a_bias_by_position_runs_in_batches_within_the_bound(bordered: CollapsedNetwork) -> None:
+    batch = Batch.of(bordered)
+    images = np.random.default_rng(2).random((5, 1, 6, 6))
+    assert batch.error(images) <= batch.plan.public.logit_error_bound
