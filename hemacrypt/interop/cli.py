@@ -79,23 +79,35 @@ def convert(
     declared = _declaration(imported, scale, value_range, preprocessing)
     network = CollapsedNetwork(imported.input_shape, imported.linears, declared.input_range)
     measured = "no images were given (--calibrate): plans will use worst-case bounds, far larger than what occurs"
+    probes = np.random.default_rng(0).uniform(*declared.input_range, (_AT_ONCE, network.inputs))
     if calibrate is not None:
         images = read_images(calibrate, declared.input_shape, limit=limit, columns_first=imported.columns_first).images
         network = _calibrated(network, declared, images)
         measured = f"magnitudes measured on {len(images)} images"
+        probes = _input(declared, images[:_AT_ONCE])
     words = tuple(label.strip() for label in labels.split(",")) if labels is not None else imported.labels
-    bundle = Bundle.create(
-        network,
-        name=name or _name_of(source),
-        description=description,
-        labels=words or tuple(str(number) for number in range(network.outputs)),
-        preprocessing=declared,
-        training={"converted_from": source.name},
-    ).write(out)
+    words = words or tuple(str(number) for number in range(network.outputs))
+    if len(set(words)) != len(words):
+        raise InteropError("two labels are the same; answers could not be told apart")
+    try:
+        converted = Bundle.create(
+            network,
+            name=name or _name_of(source),
+            description=description,
+            labels=words,
+            preprocessing=declared,
+            training={"converted_from": source.name},
+        )
+    except ValidationError:
+        raise InteropError(f"--name {name!r} cannot be one; use lower-case letters, digits, '.', '_', '-'") from None
+    bundle = converted.write(out)
     for index, (layer, peaks) in enumerate(zip(bundle.network.linears, bundle.network.peaks, strict=True)):
         console.print(f"layer {index}: {layer.describe()}, values up to {np.max(peaks):.3g}", highlight=False)
     console.print(f"input: {declared.input_shape}, from {declared.input_range[0]:g} to {declared.input_range[1]:g}")
     console.print(measured)
+    difference = np.abs(network(probes) - bundle.network(probes)).max()
+    probed = "these images" if calibrate is not None else "random inputs"
+    console.print(f"rounding the weights to float32 changes logits by at most {difference:.1e} on {probed}")
     console.print(f"{out}: bundle {bundle.manifest.name}, digest {bundle.digest[:16]}…")
 
 
@@ -155,17 +167,21 @@ def _declaration(
 def _calibrated(
     network: CollapsedNetwork, declared: Preprocessing | ArrayPreprocessing, images: Any
 ) -> CollapsedNetwork:
-    """Measure magnitudes on images as `ArrayPreprocessing` reads them, or cells that are reduced already."""
-    if isinstance(declared, Preprocessing):
-        images = np.moveaxis(images, 1, -1)
+    """Measure magnitudes on images."""
     peaks: list[Any] = [0.0] * len(network.linears)
     for start in range(0, len(images), _AT_ONCE):
-        written = network.trace(declared.normalise(images[start : start + _AT_ONCE]))
+        written = network.trace(_input(declared, images[start : start + _AT_ONCE]))
         peaks = [np.maximum(peak, np.abs(values).max(axis=0)) for peak, values in zip(peaks, written, strict=True)]
     return CollapsedNetwork(network.input_shape, network.linears, network.input_range, tuple(peaks))
 
 
+def _input(declared: Preprocessing | ArrayPreprocessing, images: Any) -> Any:
+    """Return network input of images as `ArrayPreprocessing` reads them, or of cells that are reduced already."""
+    return declared.normalise(np.moveaxis(images, 1, -1) if isinstance(declared, Preprocessing) else images)
+
+
 def _name_of(source: Path) -> str:
     """Return what a bundle of a file may be called: its name in lower case, other characters as dashes."""
-    stem = re.sub(r"[^a-z0-9._-]+", "-", source.resolve().stem.lower()).lstrip("._-")
+    whole = source.resolve().stem.removesuffix("Weight")
+    stem = re.sub(r"[^a-z0-9._-]+", "-", whole.lower()).lstrip("._-")
     return stem[:64] or "model"

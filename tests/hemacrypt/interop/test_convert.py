@@ -43,6 +43,7 @@ def test_cryptonets_files_become_a_bundle(tmp_path: Path) -> None:
     assert "layer 0: conv 3×3/2 1→2" in printed
     bundle = Bundle.read(out)
     assert bundle.manifest.name == "tiny-net"
+    assert "rounding the weights to float32 changes logits by at most" in printed
     assert bundle.manifest.labels == ("no", "yes")
     assert bundle.manifest.preprocessing == ArrayPreprocessing(shape=(1, 6, 6), scale=0.125, smallest=0, largest=8)
     assert bundle.network.magnitudes is None
@@ -133,6 +134,8 @@ def test_a_false_use_is_refused(tmp_path: Path) -> None:
         ((net, tmp_path / "out", "--geometry", "cifar"), "convolution needs 15,936"),
         ((net, tmp_path / "out", "--geometry", tmp_path / "no.json"), "cannot read the geometry"),
         ((net, tmp_path / "out", "--range", 8, 0), "no range"),
+        ((net, tmp_path / "out", "--name", "My Net"), "--name 'My Net' cannot be one"),
+        ((net, tmp_path / "out", "--labels", "a,a"), "two labels are the same"),
         ((net, tmp_path / "out", "--preprocessing", tmp_path / "no.json"), "cannot read"),
         ((net, tmp_path / "out", "--preprocessing", tmp_path / "words.json"), "is no JSON"),
         ((net, tmp_path / "out", "--preprocessing", tmp_path / "kind.json"), "impossible: .*no range"),

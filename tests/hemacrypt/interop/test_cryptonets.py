@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hemacrypt.errors import InteropError
 from hemacrypt.interop.cryptonets import Geometry, public_geometry, read_cryptonets, write_cryptonets
@@ -243,3 +246,20 @@ def test_files_that_are_missing_are_named(tmp_path: Path) -> None:
     assert len(read_cryptonets(tmp_path / "AWeight.csv").linears) == 1
     with pytest.raises(InteropError, match="not named"):
         read_cryptonets(tmp_path / "ABias.csv")
+
+
+@settings(deadline=None, derandomize=True, database=None, max_examples=150)
+@given(
+    st.sampled_from(["TinyWeight.csv", "TinyBias.csv", "geometry.json"]), st.binary(min_size=1, max_size=4), st.data()
+)
+def test_an_altered_file_is_read_or_refused_and_nothing_else(name: str, bytes_: bytes, data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder)) / name
+        content = path.read_bytes()
+        place = data.draw(st.integers(0, len(content) - 1))
+        path.write_bytes(content[:place] + bytes_ + content[place + len(bytes_) :])
+        try:
+            found = read_cryptonets(Path(folder))
+        except InteropError:
+            return
+        CollapsedNetwork(found.input_shape, found.linears)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -332,3 +336,34 @@ def test_an_operator_of_another_domain_is_refused(tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "model.onnx")
     with pytest.raises(InteropError, match="'Conv c' does not fold"):
         read_onnx(tmp_path / "model.onnx")
+
+
+def whole_model() -> bytes:
+    """Return a model with every kind of node that is read."""
+    model = Model(("N", 1, 5, 5))
+    model.then("Conv", model.random(2, 1, 3, 3), model.random(2), pads=[1, 1, 1, 1], strides=[2, 2]).square()
+    model.then("BatchNormalization", *(model.weight([1.0, 2.0]) for _ in range(4)))
+    model.then("AveragePool", kernel_shape=[2, 2]).then("Dropout")
+    quadratic(model, "Horner", 2)
+    content: bytes = model.head(8, 2).proto().SerializeToString()
+    return content
+
+
+WHOLE = whole_model()
+
+
+@settings(deadline=None, derandomize=True, database=None, max_examples=300)
+@given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=3))
+def test_an_altered_file_is_read_or_refused_and_nothing_else(changes: list[tuple[int, int]]) -> None:
+    content = bytearray(WHOLE)
+    for place, byte in changes:
+        content[place] = byte
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        # Numbers of any size may overflow on the way to being refused.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        (Path(folder) / "model.onnx").write_bytes(content)
+        try:
+            found = read_onnx(Path(folder) / "model.onnx")
+        except InteropError:
+            return
+        CollapsedNetwork(found.input_shape, found.linears)
