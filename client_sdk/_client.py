@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,13 @@ from client_sdk._transport import open_channel, printable, refused, statuses_as_
 from hemacrypt.batch_plan import PublicBatchPlan
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.plan import PublicPlan
-from hemacrypt.preprocess import Pixels, Preprocessing
+from hemacrypt.preprocess import AnyPreprocessing
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
 from hemacrypt.wire import batch_plan_from_message, digest, plan_from_message, preprocessing_from_message
 
-Image = Path | str | Pixels
+# A file; or pixels of a cell; or numbers, where the model declares that it reads them as they are.
+Image = Path | str | npt.NDArray[Any]
 Layout = Literal["single", "batch"]
 Progress = Callable[[int, int], None]
 
@@ -168,8 +169,8 @@ class Client:
         return "batch" if least is not None and images >= least else "single"
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        """How a cell image becomes the model's input."""
+    def preprocessing(self) -> AnyPreprocessing:
+        """How an image becomes the model's input."""
         return self._described.preprocessing
 
     def generate_keys(self, *, replace: bool = False) -> str:
@@ -559,7 +560,7 @@ class _Described:
     """What a service says of a model: plans for few images, preprocessing, plan for batches and when they pay."""
 
     plans: tuple[PublicPlan, ...]
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     batch: PublicBatchPlan | None
     break_even: int | None
 

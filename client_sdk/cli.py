@@ -21,7 +21,6 @@ from client_sdk._results import Prediction
 from hemacrypt import DISCLAIMER
 from hemacrypt.engines import DEFAULT_ENGINE
 from hemacrypt.errors import ImageError
-from hemacrypt.preprocess import read_pixels
 
 ServerOption = Annotated[
     str, typer.Option("--server", "-s", envvar="HEMACRYPT_SERVER", help="host:port of the service.")
@@ -127,7 +126,7 @@ def _in_batches(client: Client, images: list[Path]) -> Iterator[Prediction]:
     preprocessing, pixels, names = client.preprocessing, [], []
     for image in images:
         try:
-            reduced = preprocessing.reduce(read_pixels(image, preprocessing.image_size))
+            reduced = preprocessing.read(image)
             preprocessing(reduced)
         except ImageError as error:
             typer.secho(f"error: {error}", err=True, fg="red")

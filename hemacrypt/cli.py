@@ -21,7 +21,8 @@ from hemacrypt.errors import HemacryptError
 
 # The order of a first visit, not of the alphabet.
 _ORDER = (
-    "demo", "train", "export", "plan", "evaluate", "serve", "models", "keygen", "register", "predict", "forget"
+    "demo", "train", "export", "convert", "plan", "evaluate",
+    "serve", "models", "keygen", "register", "predict", "forget",
 )  # fmt: skip
 _PANELS = {"training": "Laboratory: train and export", "service": "Laboratory: serve", "client_sdk": "Hospital"}
 

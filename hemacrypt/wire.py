@@ -13,7 +13,7 @@ from hemacrypt.batch_plan import PublicBatchPlan
 from hemacrypt.errors import PlanError
 from hemacrypt.evaluation_keys import largest_key_set
 from hemacrypt.plan import KeyGroup, Layout, Parameters, PublicPlan
-from hemacrypt.preprocess import Preprocessing
+from hemacrypt.preprocess import AnyPreprocessing, ArrayPreprocessing, Preprocessing
 from hemacrypt.v1 import inference_pb2 as pb
 
 # No network of the family has more logits, and a label is a word; bounds what a stranger's plan may make us build.
@@ -51,7 +51,7 @@ def plan_to_message(plan: PublicPlan) -> pb.PublicPlan:
     )
 
 
-def plan_from_message(message: pb.PublicPlan, model: str, preprocessing: Preprocessing) -> PublicPlan:
+def plan_from_message(message: pb.PublicPlan, model: str, preprocessing: AnyPreprocessing) -> PublicPlan:
     """Read a public plan from a message, together with the preprocessing that came with it.
 
     Raises
@@ -109,7 +109,7 @@ def batch_plan_to_message(plan: PublicBatchPlan, break_even: int | None) -> pb.B
     )
 
 
-def batch_plan_from_message(message: pb.BatchPlan, model: str, preprocessing: Preprocessing) -> PublicBatchPlan:
+def batch_plan_from_message(message: pb.BatchPlan, model: str, preprocessing: AnyPreprocessing) -> PublicBatchPlan:
     """Read a public batch plan from a message; see `plan_from_message`.
 
     Raises
@@ -159,26 +159,34 @@ def _check_read(plan: PublicPlan | PublicBatchPlan, plan_id: str) -> None:
         raise PlanError("the plan hashes to another name than it carries; client and service versions differ")
 
 
-def preprocessing_to_message(preprocessing: Preprocessing) -> pb.Preprocessing:
+def preprocessing_to_message(preprocessing: AnyPreprocessing) -> pb.Preprocessing:
     """Write a preprocessing declaration as a message."""
-    return pb.Preprocessing(
-        image_size=preprocessing.image_size,
-        crop=preprocessing.crop,
-        block=preprocessing.block,
-        scale=preprocessing.scale,
-        largest_mean=preprocessing.largest_mean,
-    )
+    return pb.Preprocessing(**preprocessing.model_dump())
 
 
-def preprocessing_from_message(message: pb.Preprocessing) -> Preprocessing:
+def preprocessing_from_message(message: pb.Preprocessing) -> AnyPreprocessing:
     """Read a preprocessing declaration from a message.
 
     Raises
     ------
     PlanError
-        If the declaration contradicts itself.
+        If the declaration contradicts itself, or is of a kind that this version does not know.
     """
     try:
+        if message.kind == "array":
+            return ArrayPreprocessing.model_validate(
+                {
+                    "shape": tuple(message.shape),
+                    "scale": message.scale,
+                    "smallest": message.smallest,
+                    "largest": message.largest,
+                }
+            )
+        # Services before this field existed leave it empty.
+        if message.kind not in ("", "central-crop-block-mean"):
+            raise PlanError(
+                "the service preprocesses images in a way that this client does not know; upgrade hemacrypt"
+            )
         return Preprocessing(
             image_size=message.image_size,
             crop=message.crop,

@@ -24,6 +24,7 @@ _COMMANDS = {
     "demo": ("--out", "--limit", "--workers"),
     "train": ("--out", "--data", "--protocol", "--epochs", "--seed"),
     "export": (),
+    "convert": ("--name", "--labels", "--geometry", "--scale", "--range", "--preprocessing", "--calibrate", "--limit"),
     "plan": ("--json", "--images", "--key-budget-mb"),
     "evaluate": (),
     "serve": (
