@@ -379,7 +379,7 @@ def test_dense_layers_of_the_cell_network_need_one_diagonal_per_row(cell: Setup)
     assert [step.multiplications for step in linears] == [72, 64, 4]
     # Rotate-and-sums reach over all of the period, one doubling after another, whatever their groups.
     reached = [sorted(turn.step for group in step.turns for turn in group) for step in linears]
-    for number, steps in ((1, (64, 128, 256, 512, 1024, 2048)), (2, (2, 4, 8, 16, 32))):
+    for number, steps in ((1, (64, 128, 256, 512, 1024, 2048)), (2, (4, 8, 16, 32))):
         assert set(steps) <= set(reached[number])
 
 
