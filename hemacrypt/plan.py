@@ -24,6 +24,8 @@ from hemacrypt.network import Array, ComplexArray
 from hemacrypt.security import LARGEST_MODULUS_BITS, check_security
 
 PRIME_LIMIT = 1 << 30
+# Large logits have a scale below one; one below this cannot be meant.
+SMALLEST_SCALE = 2.0**-512
 # Far more primes than any secure modulus below 2^30 a prime can have; bounds what a stranger may ask us to check.
 _MOST_PRIMES = 64
 # Squares that are joined as real and imaginary part leave the imaginary one this much larger: i times the square root
@@ -557,7 +559,7 @@ class PublicPlan:
             raise PlanError(f"{self.input_layout.images} images in, {self.output_layout.images} out; expected as many")
         check_key_groups(self.parameters, self.keys)
         for scale, level in ((self.input_scale, self.parameters.top_level), (self.output_scale, 0)):
-            if not 1 <= scale < 2 ** self.parameters.bits_at(level):
+            if not SMALLEST_SCALE <= scale < 2 ** self.parameters.bits_at(level):
                 raise PlanError(f"scale {scale:g} does not fit the modulus of level {level}")
 
     @property

@@ -11,7 +11,6 @@ import tenseal.sealapi as seal
 
 from hemacrypt import sealformat, sealio
 from hemacrypt.engines.base import Engine
-from hemacrypt.errors import PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys
 from hemacrypt.network import ComplexArray
 from hemacrypt.plan import JOIN_FACTOR, LinearStep, Plan, SquareStep, Turn
@@ -94,9 +93,11 @@ class SealEngine(Engine[SealKeys]):
     def _encode_layer(self, step: LinearStep) -> _Encoded:
         diagonals = [self._encode(diagonal, step.level, step.weight_scale) for diagonal in step.diagonals]
         for giants in step.giants:
-            # SEAL refuses a ciphertext that encrypts nothing, and so would a client.
-            if all(diagonals[term.diagonal].is_zero() for terms in giants for term in terms):
-                raise PlanError(f"{step.name}: all weights are so small that they round to zero; scale the layer up")
+            used = [term.diagonal for terms in giants for term in terms]
+            if all(diagonals[number].is_zero() for number in used):
+                # SEAL refuses a ciphertext that depends on no input, and so would a client: round to one, not to zero.
+                one = np.full(self.plan.parameters.slots, 1 / step.weight_scale)
+                diagonals[used[0]] = self._encode(one, step.level, step.weight_scale)
         return _Encoded(diagonals, [self._encode(bias, step.level - 1, step.output_scale) for bias in step.bias])
 
     def _encode(self, values: ComplexArray, level: int, scale: float) -> SealObject:

@@ -11,7 +11,7 @@ import numpy as np
 
 from hemacrypt.bundle import Bundle
 from hemacrypt.errors import PlanError
-from hemacrypt.network import Array, CollapsedNetwork, ComplexArray
+from hemacrypt.network import Array, CollapsedNetwork, ComplexArray, Convolution, Shape
 from hemacrypt.plan import (
     JOIN_FACTOR,
     KeyGroup,
@@ -22,12 +22,14 @@ from hemacrypt.plan import (
     PublicPlan,
     SquareStep,
     Step,
+    Term,
     Turn,
     united,
 )
-from hemacrypt.planner import chain, costs, noise, scales
-from hemacrypt.planner.diagonals import Grid, MatrixForm, forms, image_grid, power_of_two_from
+from hemacrypt.planner import chain, costs, limits, noise, scales
+from hemacrypt.planner.diagonals import Grid, MatrixForm, forms, image_grids, power_of_two_from
 from hemacrypt.planner.guard import guarded
+from hemacrypt.planner.normalise import Normalised, normalised
 from hemacrypt.planner.rotations import Split, arrange, splits, turn_groups
 from hemacrypt.security import LARGEST_MODULUS_BITS
 
@@ -47,6 +49,7 @@ _PATHS_KEPT: Final = 8
 
 Slots = Literal["complex", "real"]
 Kind = Literal["plain", "joined", "parted"]
+Giants = tuple[tuple[tuple[Term, ...], ...], ...]
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,20 @@ class _Chosen:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is asked of a plan besides its network; see `plan_network`."""
+    """What is asked of a plan; see `plan_network`.
 
+    Attributes
+    ----------
+    network:
+        What is planned: with values of about one, and a guard.
+    normal:
+        The same without the guard, and what became of the logits.
+    tolerance, asked:
+        Largest bound on the error of a logit, and whether whoever plans insists on it.
+    """
+
+    network: CollapsedNetwork
+    normal: Normalised
     name: str
     labels: tuple[str, ...]
     preprocessing_digest: str
@@ -157,14 +172,14 @@ def plan_model(
     PlanError
         If no secure parameters serve the network, or no plan keeps within a key budget or a precision that was asked.
     """
-    guard, wanted = _wanted(network, name, labels, preprocessing_digest, key_budget, precision, engine, margins)
-    single, chooser = _smallest(guard, wanted, "complex", 1)
+    wanted = _wanted(network, name, labels, preprocessing_digest, key_budget, precision, engine, margins)
+    single, chooser = _smallest(wanted, "complex", 1)
     budget = KEY_BUDGET if key_budget is None else key_budget
     try:
-        both = _both(chooser, _Chooser(guard, "complex", 2, single.parameters), budget)
+        both = _both(chooser, _Chooser(wanted.network, "complex", 2, single.parameters), budget)
         if both is None:
             return (single,)
-        plans = [_planned(guard, chosen, wanted) for chosen in both]
+        plans = [_planned(chosen, wanted) for chosen in both]
     except PlanError:
         return (single,)
     if plans[1].public.logit_error_bound > wanted.tolerance:
@@ -236,8 +251,8 @@ def plan_network(
     PlanError
         If no secure parameters serve the network, or no plan keeps within a key budget or a precision that was asked.
     """
-    guard, wanted = _wanted(network, name, labels, preprocessing_digest, key_budget, precision, engine, margins)
-    return _smallest(guard, wanted, slots, images)[0]
+    wanted = _wanted(network, name, labels, preprocessing_digest, key_budget, precision, engine, margins)
+    return _smallest(wanted, slots, images)[0]
 
 
 def _wanted(
@@ -249,21 +264,33 @@ def _wanted(
     precision: int | None,
     engine: str,
     margins: Mapping[str, float] | None,
-) -> tuple[CollapsedNetwork, _Wanted]:
-    """Put the guard behind a network and collect what is asked of its plan."""
+) -> _Wanted:
+    """Bring a network into the form that is planned, and collect what is asked of its plan."""
     if precision is not None and not 0 <= precision <= 1000:
         raise PlanError(f"logits to within 2^-{precision}; expected a number of bits from 0 to about 12")
     bits = default_precision(margins) if precision is None and margins else precision
-    guard, guard_limit = guarded(network)
+    limits.check_network(network)
+    normal = normalised(network)
+    guard, guard_limit = guarded(normal.network)
     named = tuple(labels) if labels is not None else tuple(f"logit {i}" for i in range(network.outputs))
     tolerance = math.inf if bits is None else 2.0**-bits
-    return guard, _Wanted(
-        name, named, preprocessing_digest, key_budget, tolerance, precision is not None, engine != "seal", guard_limit
+    return _Wanted(
+        guard,
+        normal,
+        name,
+        named,
+        preprocessing_digest,
+        key_budget,
+        tolerance,
+        precision is not None,
+        engine != "seal",
+        guard_limit,
     )
 
 
-def _smallest(network: CollapsedNetwork, wanted: _Wanted, slots: Slots, images: int) -> tuple[Plan, _Chooser]:
+def _smallest(wanted: _Wanted, slots: Slots, images: int) -> tuple[Plan, _Chooser]:
     """Return the plan with the smallest parameters that is exact enough, or the most exact one; see `plan_network`."""
+    network = wanted.network
     widest = max(network.inputs, *(layer.outputs for layer in network.linears))
     refused: list[str] = []
     found: tuple[Plan, _Chooser] | None = None
@@ -276,7 +303,7 @@ def _smallest(network: CollapsedNetwork, wanted: _Wanted, slots: Slots, images: 
             continue
         try:
             chooser = _Chooser(network, slots, images, parameters)
-            plan = _planned(network, _affordable(chooser, wanted.key_budget), wanted)
+            plan = _planned(_affordable(chooser, wanted.key_budget), wanted)
         except PlanError as error:
             if parameters.prime_bits == chain.PRIME_BITS:
                 raise
@@ -319,15 +346,17 @@ def _affordable(chooser: _Chooser, key_budget: int | None) -> _Chosen:
     return chosen
 
 
-def _planned(network: CollapsedNetwork, chosen: _Chosen, wanted: _Wanted) -> Plan:
-    """Find scales for a combination and put its plan together; the network has its guard."""
-    parameters, target = chosen.parameters, chosen.choices[-1].form.target
-    with np.errstate(over="ignore", invalid="ignore"):
-        peaks = _peaks(network, chosen)
-    if not all(np.isfinite(peak).all() for peak in peaks):
-        raise PlanError("values up to infinity between the layers; train with smaller activations")
+def _planned(chosen: _Chosen, wanted: _Wanted) -> Plan:
+    """Find scales for a combination and put its plan together."""
+    network, parameters, target = wanted.network, chosen.parameters, chosen.choices[-1].form.target
+    peaks = _peaks(network, chosen)
+    levels = range(parameters.top_level, 0, -2)
+    forms_used = [choice.form for choice in chosen.choices]
+    encoded = [(f.layer.describe(), level, len(f.numbers)) for f, level in zip(forms_used, levels, strict=True)]
+    limits.check_encoded(parameters.degree, encoded)
     found = _Predictor(network, chosen, peaks, len(wanted.labels), wanted.centred).best()
     steps, deviations = found.steps, noise.deviations_of_bound(target)
+    limits.check_room(parameters, steps, [float(np.abs(peak).max()) for peak in peaks[1:]], found.errors)
     last, other = steps[-1].output_scale, target.factor if target.images == 2 else 0.0
     public = PublicPlan(
         model=wanted.name,
@@ -345,7 +374,7 @@ def _planned(network: CollapsedNetwork, chosen: _Chosen, wanted: _Wanted) -> Pla
         copy_error_bound=_rounded_up(deviations * max(found.limit, found.of_copy)),
         preprocessing_digest=wanted.preprocessing_digest,
     )
-    return Plan(
+    plan = Plan(
         public=public,
         steps=steps,
         step_errors=found.errors,
@@ -353,6 +382,7 @@ def _planned(network: CollapsedNetwork, chosen: _Chosen, wanted: _Wanted) -> Pla
         calibrated=network.magnitudes is not None,
         reasons=_reasons(network, parameters, steps, chosen.source),
     )
+    return wanted.normal.restored(plan)
 
 
 def _kind(slots: Slots, layout: Layout) -> Kind:
@@ -377,22 +407,30 @@ def _rounded_up(value: float) -> float:
     return float(f"{math.ceil(value / digits) * digits:.3e}")
 
 
-def _sources(network: CollapsedNetwork, slots: int, kind: Slots, images: int) -> list[tuple[Layout, Grid | None]]:
-    """List the layouts that an image can have."""
-    grid = image_grid(network.input_shape, slots)
-    period = min(power_of_two_from(network.inputs), slots)
-    flat = np.arange(network.inputs)
-    plain = Layout(flat, period, slots, -(-network.inputs // period))
+def _sources(network: CollapsedNetwork, slots: int, kind: Slots, images: int) -> Iterator[tuple[Layout, Grid | None]]:
+    """Yield the layouts that an image can have."""
+    shape, first = network.input_shape, network.linears[0]
+    grids = image_grids(shape, slots, first.stride if isinstance(first, Convolution) else None)
+    tried: list[Grid | None] = [*grids] or [None]
+    for grid in tried:
+        plain = _plain(shape, grid, slots, images)
+        # A single slot has no upper half.
+        half = max(plain.period // 2, 1)
+        if kind == "complex" and images == 1 and (plain.ciphertexts > 1 or plain.positions.max() >= half):
+            folded = plain.folded()
+            if folded.mixes:
+                yield folded, grid
+        yield plain, grid
+
+
+def _plain(shape: Shape, grid: Grid | None, slots: int, images: int) -> Layout:
+    """Return the layout of images whose values all lie in real parts, or in real and imaginary parts alike."""
     if grid is not None:
-        extent = grid.extent(network.input_shape)
-        plain = grid.layout(network.input_shape, min(power_of_two_from(extent), slots), slots)
-    plain = replace(plain, images=images)
-    # A single slot has no upper half.
-    half = max(plain.period // 2, 1)
-    if kind == "real" or images == 2 or (plain.ciphertexts == 1 and plain.positions.max() < half):
-        return [(plain, grid)]
-    folded = plain.folded()
-    return [(folded, grid), (plain, grid)] if folded.mixes else [(plain, grid)]
+        layout = grid.layout(shape, min(power_of_two_from(grid.extent(shape)), slots), slots)
+        return replace(layout, images=images)
+    values = math.prod(shape)
+    period = min(power_of_two_from(values), slots)
+    return Layout(np.arange(values), period, slots, -(-values // period), images=images)
 
 
 class _Chooser:
@@ -417,7 +455,9 @@ class _Chooser:
         self._entries = [layer.entries() for layer in network.linears]
         for number, layer in enumerate(network.linears):
             if not self._entries[number][2].size:
-                raise PlanError(f"layer {number} ({layer.describe()}) has only zero weights; train or remove it")
+                raise PlanError(
+                    f"layer {number} ({layer.describe()}) reads nothing but its padding; give it less, or remove it"
+                )
         self._known: dict[object, list[tuple[MatrixForm, list[tuple[float, Split]]]]] = {}
         self._chosen_at: dict[float, _Chosen] = {}
 
@@ -513,16 +553,21 @@ class _Chooser:
         return _Chosen(self.parameters, source, choices, kinds, tuple(groups))
 
 
+def _with_constants(terms: Giants, diagonals: ComplexArray) -> tuple[Giants, ComplexArray]:
+    """Give outputs that depend on no input one product, with a diagonal of zeros; the bias does the rest."""
+    constants = [number for number, giants in enumerate(terms) if not any(giants)]
+    filled = list(terms)
+    for place, number in enumerate(constants, start=len(diagonals)):
+        filled[number] = ((Term(0, place),), *terms[number][1:])
+    return tuple(filled), np.concatenate([diagonals, np.zeros((len(constants), diagonals.shape[1]))])
+
+
 def _prepare(choice: _Choice, level: int) -> LinearStep:
     copies, terms, moves = arrange(choice.form, choice.split)
-    if not all(any(giants) for giants in terms):
-        raise PlanError(
-            f"{choice.form.layer.describe()}: a whole ciphertext of its {choice.form.layer.outputs} outputs would "
-            "depend on no input; remove outputs that have only zero weights"
-        )
     diagonals = choice.form.diagonals()
     for number, move in enumerate(moves):
         diagonals[number] = np.roll(diagonals[number], move)
+    terms, diagonals = _with_constants(terms, diagonals)
     return LinearStep(
         name=choice.form.layer.describe(),
         level=level,

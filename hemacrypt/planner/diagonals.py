@@ -30,6 +30,9 @@ from hemacrypt.network import ComplexArray, Convolution, Entries, Linear, Shape
 from hemacrypt.plan import Layout
 
 Offsets = npt.NDArray[np.int64]
+# A channel is parted into at most the square of this many maps; so many ways of it are tried.
+_MOST_PHASES = 16
+_GRIDS_TRIED = 2
 
 
 def power_of_two_from(number: int) -> int:
@@ -43,38 +46,71 @@ class Grid:
 
     A block of height * width slots holds gap^2 channels, one per position inside a gap x gap cell. Blocks fill one
     ciphertext after another. The whole may lie ``shift`` slots to the right, around the end of each period.
+
+    Maps that are larger than the grid are parted into ``phases``^2 maps, one for each remainder of a pixel's row and
+    column; a convolution whose stride is a multiple reads each of them at stride one.
     """
 
     height: int
     width: int
     gap: int = 1
     shift: int = 0
+    phases: int = 1
 
     def extent(self, shape: Shape) -> int:
         """Return how many slots feature maps of this shape reach over."""
-        return -(-shape[0] // (self.gap * self.gap)) * self.height * self.width
+        maps = shape[0] * self.phases**2
+        return -(-maps // (self.gap * self.gap)) * self.height * self.width
 
     def layout(self, shape: Shape, period: int, slots: int) -> Layout:
         """Return where a feature map's values lie, channel first; several ciphertexts if one period is not enough."""
-        channel, y, x = np.ogrid[: shape[0], : shape[1], : shape[2]]
-        block, inside = divmod(channel, self.gap * self.gap)
+        channel, row, column = np.ogrid[: shape[0], : shape[1], : shape[2]]
+        (y, upper), (x, lower) = divmod(row, self.phases), divmod(column, self.phases)
+        block, inside = divmod((channel * self.phases + upper) * self.phases + lower, self.gap * self.gap)
         row, column = y * self.gap + inside // self.gap, x * self.gap + inside % self.gap
         flat = (block * self.height * self.width + row * self.width + column).reshape(-1)
         ciphertext, slot = divmod(flat, period)
         return Layout(ciphertext * period + (slot + self.shift) % period, period, slots, int(ciphertext.max()) + 1)
 
+    def ciphertexts(self, shape: Shape, slots: int) -> int:
+        """Return how many ciphertexts feature maps of this shape lie in."""
+        return -(-self.extent(shape) // slots)
+
     def holds(self, shape: Shape, slots: int) -> bool:
         """Tell whether feature maps of this shape fit the grid, and blocks the slots of a ciphertext."""
-        fits = shape[1] * self.gap <= self.height and shape[2] * self.gap <= self.width
+        height, width = (-(-side // self.phases) for side in shape[1:])
+        fits = height * self.gap <= self.height and width * self.gap <= self.width
         block = self.height * self.width
         return fits and block <= slots and (slots % block == 0 or self.extent(shape) <= slots)
 
+    def strided(self, stride: int) -> Grid | None:
+        """Return the grid that a convolution writes its maps into, None when stride and phases do not go together."""
+        if self.phases % stride == 0:
+            return Grid(self.height, self.width, self.gap, 0, self.phases // stride)
+        if stride % self.phases == 0:
+            return Grid(self.height, self.width, self.gap * stride // self.phases)
+        return None
 
-def image_grid(shape: Shape, slots: int) -> Grid | None:
+
+def image_grid(shape: Shape, slots: int, phases: int = 1) -> Grid | None:
     """Choose the grid of an image: sides rounded up to powers of two where that fits, which makes offsets regular."""
-    rounded = Grid(power_of_two_from(shape[1]), power_of_two_from(shape[2]))
-    exact = Grid(shape[1], shape[2])
+    height, width = (-(-side // phases) for side in shape[1:])
+    rounded = Grid(power_of_two_from(height), power_of_two_from(width), phases=phases)
+    exact = Grid(height, width, phases=phases)
     return next((grid for grid in (rounded, exact) if grid.holds(shape, slots)), None)
+
+
+def image_grids(shape: Shape, slots: int, stride: int | None) -> list[Grid]:
+    """List the grids that an image can have which a convolution of some stride reads, None if it is no convolution.
+
+    One where a ciphertext holds a channel; else channels are parted, and those that need the fewest ciphertexts remain.
+    """
+    whole = image_grid(shape, slots)
+    if whole is not None or stride is None:
+        return [] if whole is None else [whole]
+    parted = (image_grid(shape, slots, phases) for phases in range(2, _MOST_PHASES + 1))
+    grids = [grid for grid in parted if grid is not None and grid.strided(stride) is not None]
+    return sorted(grids, key=lambda grid: grid.ciphertexts(shape, slots))[:_GRIDS_TRIED]
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,8 +207,8 @@ def forms(layer: Linear, entries: Entries, source: Layout, grid: Grid | None) ->
     """Yield the forms that a layer, given with the entries of its matrix, can take on an input layout."""
     slots, factor, images = source.slots, source.factor if source.images == 2 else 1.0, source.images
     if grid is not None and isinstance(layer, Convolution):
-        spread = Grid(grid.height, grid.width, grid.gap * layer.stride)
-        if spread.holds(layer.output_shape, slots):
+        spread = grid.strided(layer.stride)
+        if spread is not None and spread.holds(layer.output_shape, slots):
             # A period below the slots has fewer diagonals and a rotate-and-sum for each time that it is halved.
             needed = power_of_two_from(spread.extent(layer.output_shape))
             for period in {min(needed, slots), slots}:

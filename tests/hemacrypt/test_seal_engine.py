@@ -12,7 +12,7 @@ import tenseal.sealapi as seal
 from client_sdk._crypto import KeyHolder
 from hemacrypt import sealformat, sealio
 from hemacrypt.engines.clear import ClearEngine
-from hemacrypt.errors import FormatError, HemacryptError, PlanError
+from hemacrypt.errors import FormatError, HemacryptError
 from hemacrypt.network import CollapsedNetwork, Convolution, Dense
 from hemacrypt.planner import KEY_BUDGET
 from hemacrypt.planner.noise import NoiseModel
@@ -273,13 +273,19 @@ def test_weights_too_small_to_encode_do_not_stop_the_evaluation(
     check(setup, np.full(setup.network.input_shape, 0.5))
 
 
-def test_a_ciphertext_of_weights_too_small_to_encode_is_refused() -> None:
+@pytest.mark.parametrize("factor", [1e-13, 0.0])
+def test_a_ciphertext_of_weights_too_small_to_encode_is_computed(factor: float) -> None:
     """SEAL computes with no ciphertext that encrypts nothing; what can be planned must not fail later."""
     weight = _normal(51, 5000, 4)
-    weight[4096:] *= 1e-13
+    weight[4096:] *= factor
     network = _network((1, 2, 2), Dense(weight, np.ones(5000)), Dense(np.ones((1, 5000)) / 5000, np.zeros(1)))
-    with pytest.raises(PlanError, match="dense 4→5000: all weights are so small that they round to zero"):
-        Setup.of(network)
+    check(Setup.of(network), np.full(4, 0.5))
+
+
+def test_logits_of_which_a_whole_ciphertext_is_constant_are_computed() -> None:
+    weight = _normal(52, 2100, 4)
+    weight[2000:] = 0.0
+    check(Setup.of(_network((1, 2, 2), Dense(weight, _normal(53, 2100)))), np.full(4, 0.5))
 
 
 def test_biases_far_larger_than_the_logits_are_evaluated() -> None:

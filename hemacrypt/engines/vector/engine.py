@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -29,7 +30,6 @@ from hemacrypt.engines.vector.evaluator import switching_key
 from hemacrypt.engines.vector.ntt import Words
 from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.engines.vector.team import BrokenTeamError, Team
-from hemacrypt.errors import PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys
 from hemacrypt.plan import JOIN_FACTOR, LinearStep, Parameters, Plan, SquareStep, Step, Turn
 
@@ -284,13 +284,14 @@ class VectorEngine(Engine[VectorKeys]):
         terms = [term for giants in step.giants for giant in giants for term in giant]
         counts = [len(giant) for giants in step.giants for giant in giants]
         diagonals = self._diagonals(step, [term.diagonal for term in terms])
-        first = 0
-        for giants in step.giants:
-            last = first + sum(map(len, giants))
-            # A ciphertext that encrypts nothing is refused by every client, and by SEAL.
+        firsts = np.cumsum([0, *(sum(map(len, giants)) for giants in step.giants)]).tolist()
+        for first, last in pairwise(firsts):
             if not diagonals[:, :, first:last].any():
-                raise PlanError(f"{step.name}: all weights are so small that they round to zero; scale the layer up")
-            first = last
+                # Every client refuses a ciphertext that depends on no input, as SEAL does: round to one, not to zero.
+                one = np.full(parameters.slots, 1 / step.weight_scale, np.complex128)
+                diagonals = diagonals.copy()
+                encoded = self._encode(one, step.weight_scale, step.level, extended=True)
+                diagonals[:, :, first] = encoded.reshape(diagonals.shape[0], diagonals.shape[1], kernels.TILE)
         return _Encoded(
             diagonals=diagonals,
             biases=np.stack([ring.encode(bias, step.output_scale, step.level) for bias in step.bias]),
