@@ -55,7 +55,7 @@ def confirm(drawn: Member, reason: str) -> None:
 
 
 def magnified(network: CollapsedNetwork, images: Array) -> float:
-    """Return by how much, relative to them, logits change when every layer's values are rounded at 2^-17 of the largest.
+    """Return by how much, relatively, logits change when every layer's values are rounded at 2^-17 of the largest.
 
     No scale rounds much less than that in primes of 30 bits, as a rescale leaves an error of about 2^11.
     """
