@@ -37,13 +37,15 @@ from hemacrypt.planner.bfv_noise import BfvNoiseModel, Noise
 from hemacrypt.planner.build import _affordable, _Choice, _Chooser, _Path
 from hemacrypt.planner.diagonals import MatrixForm, power_of_two_from
 from hemacrypt.planner.rotations import Split, arrange, splits
-from hemacrypt.quantise import Exact, QuantisedNetwork, at_scales, quantise
+from hemacrypt.quantise import PRECISION, Exact, QuantisedNetwork, at_scales, quantise
 from hemacrypt.security import LARGEST_MODULUS_BITS
 
 Magnitudes = Literal["worst", "measured"]
 
 # With measured magnitudes, logits may be 2^4 times as large as the largest that calibration saw, as under CKKS.
 HEADROOM_BITS: Final = 4
+# Precisions that plaintext moduli which were asked for may bring the weights down to.
+_COARSER: Final = (2.0**-6.5, 2.0**-6)
 # A last map without rotate-and-sum has so many diagonals at most.
 _MOST_UNSUMMED: Final = 512
 # A modulus switch pays where it leaves noise of at least so many bits; the more, the less of the budget it costs. None:
@@ -123,11 +125,7 @@ def plan_bfv(
     """
     if images not in (1, 2):
         raise PlanError(f"{images} images in a request; an exact plan takes 1, or 2: one in each row")
-    try:
-        quantised = quantise(network)
-    except NetworkError as error:
-        raise PlanError(str(error)) from None
-    largest = _largest_logit(quantised, magnitudes)
+    quantised, largest = _quantised(network, magnitudes, plain_moduli)
     found, rejected = _search(quantised, largest, images, plain_moduli, degree, key_budget, parameters)
     steps = _with_biases(found, quantised)
     public = PublicBfvPlan(
@@ -177,6 +175,22 @@ def quantised_for(network: CollapsedNetwork, plan: BfvPlan) -> QuantisedNetwork:
     return quantised
 
 
+def _quantised(
+    network: CollapsedNetwork, magnitudes: Magnitudes, plain_moduli: Sequence[int] | None
+) -> tuple[QuantisedNetwork, int]:
+    """Return the integer network and its largest logit: coarser where moduli that were asked for hold no more."""
+    room = math.prod(plain_moduli) if plain_moduli else math.inf
+    try:
+        for precision in (PRECISION, *_COARSER):
+            quantised = quantise(network, precision)
+            largest = _largest_logit(quantised, magnitudes)
+            if 2 * largest < room:
+                break
+    except NetworkError as error:
+        raise PlanError(str(error)) from None
+    return quantised, largest
+
+
 def _largest_logit(quantised: QuantisedNetwork, magnitudes: Magnitudes) -> int:
     if magnitudes == "worst":
         return max(quantised.largest[-1], 1)
@@ -208,7 +222,12 @@ def _search(
         ways = _ways(quantised, images, tried, key_budget)
         for choice in (chains[:1], chains[1:]):
             # The chain of CKKS first: what it serves needs no other keys.
-            candidates = [found for chain_ in choice for found in _fitting(ways, chain_, largest, plain_moduli)]
+            usual = choice[:1] == chains[:1]
+            candidates = [
+                replace(found, shares_keys=found.shares_keys and usual)
+                for tried in choice
+                for found in _fitting(ways, tried, largest, plain_moduli)
+            ]
             if candidates:
                 return min(candidates, key=lambda found: (not found.shares_keys, found.milliseconds)), rejected
             if choice:
@@ -282,7 +301,7 @@ def _ways(quantised: QuantisedNetwork, images: int, parameters: Parameters, key_
     ways: list[_Maps] = []
     for summed in (True, False):
         chooser.summed = summed
-        chooser._chosen_at.clear()  # noqa: SLF001 - what was chosen for another last map
+        chooser._chosen_at.clear()
         try:
             chosen = _affordable(chooser, key_budget)
         except PlanError:
@@ -454,8 +473,7 @@ def _both_rows(layout: Layout, values: Exact) -> Exact:
     """Lay Python integers into both rows alike, shape (ciphertexts, 2, slots)."""
     block = np.zeros(layout.ciphertexts * layout.period, dtype=object)
     block[layout.positions] = values
-    row = np.tile(block.reshape(layout.ciphertexts, 1, layout.period), (1, 2, layout.copies))
-    return row
+    return np.tile(block.reshape(layout.ciphertexts, 1, layout.period), (1, 2, layout.copies))
 
 
 def _keys(parameters: Parameters, steps: Sequence[BfvStep]) -> tuple[KeyGroup, ...]:
@@ -498,21 +516,21 @@ def _advice(quantised: QuantisedNetwork, largest: int) -> str:
     growth = [now - 2 * before for now, before in zip(bits, [0, *bits[:-1]], strict=True)]
     worst = int(np.argmax(growth[1:])) + 1 if len(growth) > 1 else 0
     return (
-        f"the integers grow most in layer {worst} ({quantised.layers[worst].describe()}), to {bits[worst]} bits, and the "
-        f"logits need {largest.bit_length() + 1}: use fewer squares, prune that layer or give it fewer inputs, a larger "
-        "degree, other plaintext moduli, or plan with measured magnitudes"
+        f"the integers grow most in layer {worst} ({quantised.layers[worst].describe()}), to {bits[worst]} bits, and "
+        f"the logits need {largest.bit_length() + 1}: use fewer squares, prune that layer or give it fewer inputs, a "
+        "larger degree, other plaintext moduli, or plan with measured magnitudes"
     )
 
 
 def _reasons(found: _Candidate, largest: int, magnitudes: Magnitudes) -> list[str]:
     parameters, moduli = found.parameters, found.moduli
     bits = " + ".join(f"{math.log2(modulus):.1f}" for modulus in moduli)
+    how = "worst case" if magnitudes == "worst" else f"measured, with {HEADROOM_BITS} bits of headroom"
     reasons = [
-        f"logits up to {largest:.3g} ({'worst case' if magnitudes == 'worst' else 'measured, with 4 bits of headroom'}) "
-        f"need {largest.bit_length() + 1} bits; {len(moduli)} plaintext moduli hold {math.log2(math.prod(moduli)):.1f} "
+        f"logits up to {largest:.3g} ({how}) need {largest.bit_length() + 1} bits; {len(moduli)} plaintext moduli hold {math.log2(math.prod(moduli)):.1f} "
         f"({bits})",
-        f"{len(parameters.data_primes)} data primes of 30 bits, {parameters.modulus_bits} modulus bits with the special "
-        f"one (at most {LARGEST_MODULUS_BITS[parameters.degree]} at this degree for 128-bit security)",
+        f"{len(parameters.data_primes)} data primes of 30 bits, {parameters.modulus_bits} modulus bits with the "
+        f"special one (at most {LARGEST_MODULUS_BITS[parameters.degree]} at this degree for 128-bit security)",
         "one modulus switch after every step: levels and keys are those of CKKS"
         if found.shares_keys
         else "modulus switches where the noise allows them; keys of levels that CKKS does not use are needed",

@@ -1,17 +1,18 @@
 """How much noise budget an exact evaluation has left: variances per coefficient, step by step.
 
-The phase of a BFV ciphertext is ``q/t m + v``, exactly; it decrypts while ``|v| < q / 2t`` in every coefficient, and the
-*budget* is how many bits |v| is below that (SEAL's ``invariant_noise_budget``). With N coefficients, a ternary secret
-(variance 2/3) and plaintext polynomials whose coefficients are uniform modulo t, as those of integers in slots are:
+The phase of a BFV ciphertext is ``q/t m + v``, exactly; it decrypts while ``|v| < q / 2t`` in every coefficient, and
+the *budget* is how many bits |v| is below that (SEAL's ``invariant_noise_budget``). With N coefficients, a ternary
+secret (variance 2/3) and plaintext polynomials of coefficients that are uniform modulo t, as those of integers in
+slots are:
 
 ==============  =====================================================================================================
 fresh           SEAL's error, variance 10.5, and the rounding of q/t m
 key switch      one error polynomial for each digit in [0, q_i), over the special prime, and a rounding
 rounding        of both polynomials, the second times the secret: (1 + 2N/3) / 12
 product         with an encoded diagonal: v times N t^2 / 12
-square          2 t r v, where r is the phase over q, of variance (1 + 2N/3) / 12 as well: v times 4 t^2 N (1 + 2N/3) / 12;
-                and the roundings of SEAL's base conversions (Bajard, Eynard, Hasan and Zucca, "A full RNS variant of FV
-                like somewhat homomorphic encryption schemes", 2016), which three polynomials have
+square          2 t r v, where r is the phase over q, of variance (1 + 2N/3) / 12 as well: v times
+                4 t^2 N (1 + 2N/3) / 12; and the roundings of SEAL's base conversions (Bajard, Eynard, Hasan and Zucca,
+                "A full RNS variant of FV like somewhat homomorphic encryption schemes", 2016) of three polynomials
 switch          v over q_l, and a rounding
 ==============  =====================================================================================================
 
