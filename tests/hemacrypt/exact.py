@@ -1,4 +1,4 @@
-"""An exact plan carried out with SEAL's plainest calls, to compare noise budgets and integers with what is predicted."""
+"""An exact plan carried out with SEAL's plainest calls, to compare budgets and integers with what is predicted."""
 
 from __future__ import annotations
 
