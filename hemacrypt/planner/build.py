@@ -419,7 +419,7 @@ def _sources(network: CollapsedNetwork, slots: int, kind: Slots, images: int) ->
         plain = _plain(shape, grid, slots, images)
         # A single slot has no upper half.
         half = max(plain.period // 2, 1)
-        if kind == "complex" and images == 1 and (plain.ciphertexts > 1 or plain.positions.max() >= half):
+        if kind != "real" and images == 1 and (plain.ciphertexts > 1 or plain.positions.max() >= half):
             folded = plain.folded()
             if folded.mixes:
                 yield folded, grid

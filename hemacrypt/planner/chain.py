@@ -82,6 +82,11 @@ def candidates(squares: int, widest: int, refused: list[str]) -> Iterator[Parame
     )
 
 
+def smallest_degree(squares: int, widest: int) -> int:
+    """Return the smallest degree that allows primes of the full length; see `candidates`."""
+    return list(candidates(squares, widest, []))[-1].degree
+
+
 def choose_parameters(degree: int, squares: int) -> Parameters:
     """Take the largest primes that fit: the very largest is the special one, q_0 the next, and so on.
 

@@ -100,7 +100,7 @@ def check_room(parameters: Parameters, steps: Sequence[Step], peaks: Sequence[fl
 
 def _check_depth(network: CollapsedNetwork) -> None:
     widest = max(network.inputs, *(layer.outputs for layer in network.linears))
-    degree = list(chain.candidates(network.squares, widest, []))[-1].degree
+    degree = chain.smallest_degree(network.squares, widest)
 
     def needed(squares: int) -> float:
         top = chain.data_primes_needed(network.squares) - 1
