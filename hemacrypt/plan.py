@@ -537,6 +537,16 @@ class PublicPlan:
         return self.input_layout.images
 
     @property
+    def input_ciphertexts(self) -> int:
+        """Ciphertexts of a request."""
+        return self.input_layout.ciphertexts
+
+    @property
+    def output_ciphertexts(self) -> int:
+        """Ciphertexts of a reply."""
+        return self.output_layout.ciphertexts
+
+    @property
     def galois_keys(self) -> int:
         """How many Galois keys there are in all."""
         return sum(len(group.elements) for group in self.keys)

@@ -24,8 +24,8 @@ from typing import Any
 
 import structlog
 
-from hemacrypt.engines import Engine, batch_engine, encrypted_engine
-from hemacrypt.errors import FormatError
+from hemacrypt.engines import Engine, batch_engine, encrypted_bfv_engine, encrypted_engine
+from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys, key_set_id
 from service import logs
 from service.catalogue import load_models, why_no_batches
@@ -95,6 +95,8 @@ class Worker:
         Where encoded weights are kept between starts, and the bytes that they may take.
     memory_mb:
         Address space of this process in MiB; without enough of it no batches are evaluated.
+    exact:
+        Whether models are also evaluated under BFV.
     """
 
     def __init__(
@@ -107,8 +109,10 @@ class Worker:
         cache: Path | None = None,
         cache_limit: int = 4 << 30,
         memory_mb: int = 4096,
+        *,
+        exact: bool = True,
     ) -> None:
-        models = load_models(bundles, key_budget)
+        models = load_models(bundles, key_budget, exact=exact)
         self._engines: dict[str, dict[str, Engine[Any]]] = {
             name: {
                 plan.public.plan_id: encrypted_engine(engine, plan, threads, cache, cache_limit) for plan in model.plans
@@ -120,9 +124,13 @@ class Worker:
             for name, model in models.items()
             if model.batch is not None and not why_no_batches(model, engine, threads, memory_mb)
         }
-        self._cached_keys = cached_keys
+        self._exact = {
+            name: {plan.public.plan_id: plan for plan in model.exact} for name, model in models.items() if model.exact
+        }
+        self._exact_engines: dict[str, Engine[Any]] = {}
+        self._cached_keys, self._threads = cached_keys, threads
         self._cache, self._engine = cache, engine
-        self._keys: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._keys: OrderedDict[tuple[str, str, bool], Any] = OrderedDict()
 
     def warm_up(self) -> None:
         """Compile what the engines run, or load what was compiled before, so that no request waits for it."""
@@ -147,24 +155,29 @@ class Worker:
         forget = header["forget"]
         for known in [key for key in self._keys if forget is None or key[1] in forget]:
             del self._keys[known]
-        batch, path = header["job"] == "batch", Path(header["keys"])
-        load = self._load_batch_keys if batch else self._load_keys
+        model, batch, path = header["model"], header["job"] == "batch", Path(header["keys"])
         try:
-            keys = load(header["model"], header["key_set_id"], path)
+            if batch:
+                keys = self._load_batch_keys(model, header["key_set_id"], path)
+            else:
+                keys = self._load_keys(model, header["plan_id"], header["key_set_id"], path)
         except FormatError as error:
             return {"ok": False, "refusal": "keys", "field": error.field, "message": str(error)}, b""
         except KeysDamagedError:
             return {"ok": False, "refusal": "damaged"}, b""
         except FileNotFoundError:
             return {"ok": False, "refusal": "missing"}, b""
+        except PlanError as error:
+            log.error("cannot prepare exact evaluation", model=model, why=str(error))
+            return {"ok": False, "refusal": "engine", "error": type(error).__name__}, b""
         if header["job"] == "check_keys":
             return {"ok": True}, b""
         started = time.perf_counter()
         try:
             if batch:
-                reply = self._batches[header["model"]].evaluate(spooled(Path(header["spool"])), keys)
+                reply = self._batches[model].evaluate(spooled(Path(header["spool"])), keys)
             else:
-                reply = self._engines[header["model"]][header["plan_id"]].evaluate(apart(body, header["sizes"]), keys)
+                reply = self._engine_for(model, header["plan_id"]).evaluate(apart(body, header["sizes"]), keys)
         except SpoolDroppedError:
             return {"ok": False, "refusal": "given up"}, b""
         except FormatError as error:
@@ -175,13 +188,25 @@ class Worker:
         compute = int((time.perf_counter() - started) * 1e6)
         return {"ok": True, "compute_us": compute, "sizes": [len(content) for content in reply]}, b"".join(reply)
 
-    def _load_keys(self, model: str, wanted: str, path: Path) -> Any:
-        known = (model, wanted)
+    def _engine_for(self, model: str, plan_id: str) -> Engine[Any]:
+        """Return the engine of a plan; that of an exact one is made when it is first asked for."""
+        if plan_id in self._engines[model]:
+            return self._engines[model][plan_id]
+        if plan_id not in self._exact_engines:
+            started = time.perf_counter()
+            plan = self._exact[model][plan_id]
+            engine = encrypted_bfv_engine(self._engine, plan, self._threads)
+            engine.warm_up()
+            self._exact_engines[plan_id] = engine
+            log.info("prepared exact evaluation", model=model, seconds=round(time.perf_counter() - started, 1))
+        return self._exact_engines[plan_id]
+
+    def _load_keys(self, model: str, plan_id: str, wanted: str, path: Path) -> Any:
+        # All plans of a model need the same keys, so whichever engine of a scheme loads them serves the others.
+        known = (model, wanted, plan_id in self._exact.get(model, {}))
         if known not in self._keys:
             blob = _read_keys(path, wanted)
-            # All plans of a model need the same keys, so whichever engine loads them serves the others.
-            engine = next(iter(self._engines[model].values()))
-            keys = engine.load_keys(EvaluationKeys.from_bytes(blob))
+            keys = self._engine_for(model, plan_id).load_keys(EvaluationKeys.from_bytes(blob))
             while len(self._keys) >= self._cached_keys:
                 self._keys.popitem(last=False)
             self._keys[known] = keys
@@ -221,6 +246,7 @@ def main() -> None:
         settings["cache"] and Path(settings["cache"]),
         settings["cache_limit_mb"] << 20,
         settings["memory_mb"],
+        exact=settings["exact"],
     )
     worker.warm_up()
     connection.send_bytes(json.dumps({"ready": True}).encode())
