@@ -538,12 +538,12 @@ class PublicPlan:
 
     @property
     def input_ciphertexts(self) -> int:
-        """Ciphertexts of a request."""
+        """How many ciphertexts a request consists of."""
         return self.input_layout.ciphertexts
 
     @property
     def output_ciphertexts(self) -> int:
-        """Ciphertexts of a reply."""
+        """How many ciphertexts a reply consists of."""
         return self.output_layout.ciphertexts
 
     @property
