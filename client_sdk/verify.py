@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from hemacrypt.planner.bfv import plan_bfv, quantised_for
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -31,11 +30,14 @@ from client_sdk.cases import Case
 from hemacrypt import DISCLAIMER
 from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.bundle import Bundle
-from hemacrypt.engines import Engine, encrypted_bfv_engine, encrypted_engine
+from hemacrypt.engines import encrypted_bfv_engine, encrypted_engine
+from hemacrypt.engines.base import BaseEngine
+from hemacrypt.errors import FormatError
 from hemacrypt.evaluation_keys import EvaluationKeys
 from hemacrypt.network import Array
 from hemacrypt.plan import Plan
 from hemacrypt.planner import plan_bundle_layouts
+from hemacrypt.planner.bfv import plan_bfv, quantised_for
 
 _STAGES = ("encrypt", "compute", "decrypt")
 SCHEMES: tuple[Scheme, ...] = ("ckks", "bfv")
@@ -98,6 +100,10 @@ class _Approximate:
         self._engine = encrypted_engine(engine, plan, threads)
         self._keys, self.key_bytes = _registered(self._engine, self._holder.evaluation_keys())
 
+    def warm_up(self, values: npt.NDArray[np.float32]) -> None:
+        """Let a first evaluation pay for loading or compiling kernels."""
+        self._evaluate(self._holder.encrypt(values[None]))
+
     def run(self, case: Case, values: npt.NDArray[np.float32]) -> Outcome:
         """Evaluate one image both ways."""
         logits, ms, upload, reply = _timed(self._holder.encrypt, self._evaluate, self._holder.decrypt, values)
@@ -120,6 +126,10 @@ class _Exact:
         self._holder = BfvKeyHolder(plan.public, None)
         self._engine = encrypted_bfv_engine(engine, plan, threads)
         self._keys, self.key_bytes = _registered(self._engine, self._holder.evaluation_keys())
+
+    def warm_up(self, values: npt.NDArray[np.float32]) -> None:
+        """Let a first evaluation pay for loading or compiling kernels."""
+        self._evaluate(self._holder.encrypt(values[None]))
 
     def run(self, case: Case, values: npt.NDArray[np.float32]) -> Outcome:
         """Evaluate one image both ways."""
@@ -168,13 +178,17 @@ def verify(
     values = [bundle.manifest.preprocessing(case.image) for case in cases]
     records = []
     for scheme, side in zip(schemes, _sides(bundle, schemes, engine, threads, console), strict=True):
-        side.run(cases[0], values[0])  # the first evaluation pays for loading or compiling kernels
+        side.warm_up(values[0])
         pairs = list(zip(cases, values, strict=True))
-        outcomes = [
-            side.run(case, value)
-            for case, value in track(pairs, f"{scheme}: encrypt → evaluate → decrypt → compare", console=console)
-        ]
-        record = summarise(side, outcomes, bundle) | {"engine": engine, "threads": threads}
+        outcomes, unreadable = [], []
+        for case, value in track(pairs, f"{scheme}: encrypt → evaluate → decrypt → compare", console=console):
+            try:
+                outcomes.append(side.run(case, value))
+            except FormatError as error:
+                unreadable.append(f"{case.source}: {error}")
+        if not outcomes:
+            raise FormatError("reply", f"no answer of {len(cases)} under {scheme} could be read; {unreadable[0]}")
+        record = summarise(side, outcomes, unreadable, bundle) | {"engine": engine, "threads": threads}
         show(record, outcomes, bundle.manifest.labels, console)
         records.append(record)
     return records
@@ -201,7 +215,7 @@ def _exact_alone(bundle: Bundle) -> BfvPlan:
     return plan_bfv(bundle.network, manifest.name, manifest.labels, manifest.preprocessing.digest)
 
 
-def _registered(engine: Engine[Any], keys: EvaluationKeys) -> tuple[Any, int]:
+def _registered(engine: BaseEngine[Any, Any], keys: EvaluationKeys) -> tuple[Any, int]:
     """Load evaluation keys as a service does, from their bytes; return them and how many bytes they are."""
     blob = keys.to_bytes()
     return engine.load_keys(EvaluationKeys.from_bytes(blob)), len(blob)
@@ -225,8 +239,13 @@ def _timed(
     return answer, ms, sum(map(len, ciphertexts)), sum(map(len, replies))
 
 
-def summarise(side: _Approximate | _Exact, outcomes: Sequence[Outcome], bundle: Bundle) -> dict[str, Any]:
-    """Return the record of one scheme: counts, errors and their bounds, accuracies, times, bytes."""
+def summarise(
+    side: _Approximate | _Exact, outcomes: Sequence[Outcome], unreadable: Sequence[str], bundle: Bundle
+) -> dict[str, Any]:
+    """Return the record of one scheme: counts, errors and their bounds, accuracies, times, bytes.
+
+    Answers that the key holder refuses to read count as disagreements and, under BFV, as inexact.
+    """
     public, exact = side.plan.public, side.scheme == "bfv"
     labelled = [outcome for outcome in outcomes if outcome.case.label is not None]
     record: dict[str, Any] = {
@@ -234,15 +253,16 @@ def summarise(side: _Approximate | _Exact, outcomes: Sequence[Outcome], bundle: 
         "model": public.model,
         "bundle": bundle.digest,
         "plan_id": public.plan_id,
-        "images": len(outcomes),
-        "disagreements": sum(not outcome.agrees for outcome in outcomes),
-        "exact": all(outcome.equal for outcome in outcomes) if exact else None,
+        "images": len(outcomes) + len(unreadable),
+        "disagreements": sum(not outcome.agrees for outcome in outcomes) + len(unreadable),
+        "unreadable": list(unreadable),
+        "exact": all(outcome.equal for outcome in outcomes) and not unreadable if exact else None,
         "max_logit_error": max(outcome.error for outcome in outcomes),
         "logit_error_bound": side.bound,
     }
     if exact:
         record |= {
-            "inexact": sum(not outcome.equal for outcome in outcomes),
+            "inexact": sum(not outcome.equal for outcome in outcomes) + len(unreadable),
             "quantisation": {
                 "max_logit_error": max(outcome.quantisation_error for outcome in outcomes),
                 "logit_error_bound": side.quantisation_bound,
@@ -284,6 +304,8 @@ def _accuracies(outcomes: Sequence[Outcome]) -> dict[str, float | int]:
 def failures(record: dict[str, Any]) -> list[str]:
     """Say what is wrong in a record; nothing when encryption kept every promise."""
     found = []
+    if record["unreadable"]:
+        found.append(f"{len(record['unreadable'])} answers cannot be read, the first is {record['unreadable'][0]}")
     if record["disagreements"]:
         found.append(f"{record['disagreements']} of {record['images']} predictions disagree")
     if record["exact"] is False:

@@ -24,7 +24,8 @@ from typing import Any
 
 import structlog
 
-from hemacrypt.engines import Engine, batch_engine, encrypted_bfv_engine, encrypted_engine
+from hemacrypt.engines import batch_engine, encrypted_bfv_engine, encrypted_engine
+from hemacrypt.engines.base import BaseEngine
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys, key_set_id
 from service import logs
@@ -113,7 +114,7 @@ class Worker:
         exact: bool = True,
     ) -> None:
         models = load_models(bundles, key_budget, exact=exact)
-        self._engines: dict[str, dict[str, Engine[Any]]] = {
+        self._engines: dict[str, dict[str, BaseEngine[Any, Any]]] = {
             name: {
                 plan.public.plan_id: encrypted_engine(engine, plan, threads, cache, cache_limit) for plan in model.plans
             }
@@ -127,10 +128,10 @@ class Worker:
         self._exact = {
             name: {plan.public.plan_id: plan for plan in model.exact} for name, model in models.items() if model.exact
         }
-        self._exact_engines: dict[str, Engine[Any]] = {}
+        self._exact_engines: dict[str, BaseEngine[Any, Any]] = {}
         self._cached_keys, self._threads = cached_keys, threads
         self._cache, self._engine = cache, engine
-        self._keys: OrderedDict[tuple[str, str, bool], Any] = OrderedDict()
+        self._keys: OrderedDict[tuple[str, str], Any] = OrderedDict()
 
     def warm_up(self) -> None:
         """Compile what the engines run, or load what was compiled before, so that no request waits for it."""
@@ -157,38 +158,37 @@ class Worker:
             del self._keys[known]
         model, batch, path = header["model"], header["job"] == "batch", Path(header["keys"])
         try:
-            if batch:
-                keys = self._load_batch_keys(model, header["key_set_id"], path)
-            else:
-                keys = self._load_keys(model, header["plan_id"], header["key_set_id"], path)
+            load = self._load_batch_keys if batch else self._load_keys
+            keys = load(model, header["key_set_id"], path)
         except FormatError as error:
             return {"ok": False, "refusal": "keys", "field": error.field, "message": str(error)}, b""
         except KeysDamagedError:
             return {"ok": False, "refusal": "damaged"}, b""
         except FileNotFoundError:
             return {"ok": False, "refusal": "missing"}, b""
-        except PlanError as error:
-            log.error("cannot prepare exact evaluation", model=model, why=str(error))
-            return {"ok": False, "refusal": "engine", "error": type(error).__name__}, b""
         if header["job"] == "check_keys":
             return {"ok": True}, b""
-        started = time.perf_counter()
         try:
-            if batch:
+            engine = None if batch else self._engine_for(model, header["plan_id"])
+            started = time.perf_counter()
+            if engine is None:
                 reply = self._batches[model].evaluate(spooled(Path(header["spool"])), keys)
             else:
-                reply = self._engine_for(model, header["plan_id"]).evaluate(apart(body, header["sizes"]), keys)
+                reply = engine.evaluate(apart(body, header["sizes"]), keys)
         except SpoolDroppedError:
             return {"ok": False, "refusal": "given up"}, b""
         except FormatError as error:
             return {"ok": False, "refusal": "ciphertext", "field": error.field, "message": str(error)}, b""
+        except PlanError as error:
+            log.error("cannot prepare exact evaluation", model=model, why=str(error))
+            return {"ok": False, "refusal": "engine", "error": type(error).__name__}, b""
         except (RuntimeError, ValueError) as error:
             # SEAL gave up in the middle, for which no sound ciphertext and keys are a reason known to us.
             return {"ok": False, "refusal": "engine", "error": type(error).__name__}, b""
         compute = int((time.perf_counter() - started) * 1e6)
         return {"ok": True, "compute_us": compute, "sizes": [len(content) for content in reply]}, b"".join(reply)
 
-    def _engine_for(self, model: str, plan_id: str) -> Engine[Any]:
+    def _engine_for(self, model: str, plan_id: str) -> BaseEngine[Any, Any]:
         """Return the engine of a plan; that of an exact one is made when it is first asked for."""
         if plan_id in self._engines[model]:
             return self._engines[model][plan_id]
@@ -201,12 +201,13 @@ class Worker:
             log.info("prepared exact evaluation", model=model, seconds=round(time.perf_counter() - started, 1))
         return self._exact_engines[plan_id]
 
-    def _load_keys(self, model: str, plan_id: str, wanted: str, path: Path) -> Any:
-        # All plans of a model need the same keys, so whichever engine of a scheme loads them serves the others.
-        known = (model, wanted, plan_id in self._exact.get(model, {}))
+    def _load_keys(self, model: str, wanted: str, path: Path) -> Any:
+        known = (model, wanted)
         if known not in self._keys:
             blob = _read_keys(path, wanted)
-            keys = self._engine_for(model, plan_id).load_keys(EvaluationKeys.from_bytes(blob))
+            # All plans of a model need the same keys, so whichever engine loads them serves the others, in both schemes.
+            engine = next(iter(self._engines[model].values()))
+            keys = engine.load_keys(EvaluationKeys.from_bytes(blob))
             while len(self._keys) >= self._cached_keys:
                 self._keys.popitem(last=False)
             self._keys[known] = keys

@@ -95,7 +95,7 @@ def test_conditions_that_make_no_sense_are_refused(archive: Path, where: str, to
 
 
 def test_conditions_need_an_archive(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="of an .npz archive"):
+    with pytest.raises(ImageError, match=r"of an \.npz archive"):
         load([], ["heldout"])
 
 
@@ -117,7 +117,7 @@ def test_archives_that_are_otherwise_are_refused(archive: Path, arrays: dict[str
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("nothing of the kind")
     for name in ("text.npz", "absent.npz"):
-        with pytest.raises(ImageError, match="no .npz archive"):
+        with pytest.raises(ImageError, match=r"no \.npz archive"):
             load([tmp_path / name])
 
 
