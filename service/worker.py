@@ -205,7 +205,7 @@ class Worker:
         known = (model, wanted)
         if known not in self._keys:
             blob = _read_keys(path, wanted)
-            # All plans of a model need the same keys, so whichever engine loads them serves the others, in both schemes.
+            # All plans of a model need the same keys, in both schemes, so any engine loads them for all.
             engine = next(iter(self._engines[model].values()))
             keys = engine.load_keys(EvaluationKeys.from_bytes(blob))
             while len(self._keys) >= self._cached_keys:
