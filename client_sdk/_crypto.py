@@ -271,8 +271,7 @@ class _Modulus:
 
     def encrypt(self, rows: npt.NDArray[np.int64]) -> bytes:
         """Encrypt both rows of one ciphertext, shape (2, slots)."""
-        plain = seal.Plaintext()
-        self._encoder.encode((rows % self._modulus).reshape(-1).tolist(), plain)
+        plain = sealio.encode_rows(self._encoder, rows, self._modulus)
         return sealio.dump(self._encryptor.encrypt_symmetric(plain))
 
     def decrypt(self, reply: bytes, level: int) -> npt.NDArray[np.int64]:

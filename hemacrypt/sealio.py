@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import tenseal.sealapi as seal
 
 from hemacrypt import sealformat
@@ -169,6 +170,30 @@ def truncated_secret(secret: bytes, parameters: Parameters, level: int, plain_mo
     words = np.frombuffer(body[-8 * count * degree :], dtype="<u8").reshape(count, degree)
     rows = words[[*range(level + 1), count - 1]]
     return sealformat.plaintext_stream(rows, parameters.truncated(level), seal_minor_version(), plain_modulus)
+
+
+def encode_rows(encoder: SealObject, rows: npt.NDArray[np.int64], plain_modulus: int) -> SealObject:
+    """Return a BFV plaintext with these slots.
+
+    Parameters
+    ----------
+    encoder:
+        A ``seal.BatchEncoder``.
+    rows:
+        Integers of both rows, shape (2, slots); reduced here.
+    plain_modulus:
+        The encoder's plaintext modulus.
+    """
+    plain = seal.Plaintext()
+    encoder.encode((rows % plain_modulus).reshape(-1).tolist(), plain)
+    return plain
+
+
+def coefficients(plain: SealObject) -> npt.NDArray[np.int64]:
+    """Return the coefficients of a BFV plaintext, not in NTT form, in order, shape (count,)."""
+    count = plain.coeff_count()
+    body = sealformat.unwrap(dump(plain), 8 * count + (1 << 10), "plaintext")
+    return np.frombuffer(body[-8 * count :], dtype="<i8")
 
 
 def parms_id_words(identifier: bytes) -> list[int]:

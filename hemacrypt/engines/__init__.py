@@ -102,7 +102,12 @@ def encrypted_bfv_engine(name: str, plan: BfvPlan, threads: int = 1) -> ExactEng
         from hemacrypt.engines.bfv_seal import BfvSealEngine
 
         return BfvSealEngine(plan)
-    raise PlanError("the engine 'vector' does not evaluate exact plans yet; choose seal")
+    try:
+        from hemacrypt.engines.vector.exact import BfvVectorEngine
+    except ImportError as error:
+        raise PlanError(f"the engine 'vector' needs Numba: pip install 'hemacrypt[service]' ({error})") from None
+
+    return BfvVectorEngine(plan, threads)
 
 
 def batch_engine(plan: BatchPlan, threads: int = 1) -> BatchEngine:

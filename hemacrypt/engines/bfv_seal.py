@@ -119,9 +119,7 @@ class _Modulus:
         return _Encoded(diagonals, [self._encode(rows) for rows in biases])
 
     def _encode(self, rows: Integers) -> SealObject:
-        plain = seal.Plaintext()
-        self._encoder.encode((rows % self._modulus).reshape(-1).tolist(), plain)
-        return plain
+        return sealio.encode_rows(self._encoder, rows, self._modulus)
 
     def _diagonal(self, rows: Integers, level: int) -> SealObject:
         plain = self._encode(rows)
