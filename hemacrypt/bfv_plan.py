@@ -224,6 +224,8 @@ class BfvPlan:
         The same for calibration data, from the network's measured magnitudes; None when nothing was measured.
     reasons:
         Why the parameters are what they are, one sentence each.
+    weight_scales:
+        What the weights of each affine map were multiplied by before they were rounded.
     """
 
     public: PublicBfvPlan
@@ -232,6 +234,7 @@ class BfvPlan:
     step_magnitudes: tuple[int, ...]
     step_measured: tuple[int, ...] | None
     reasons: tuple[str, ...]
+    weight_scales: tuple[float, ...] = ()
 
     @property
     def parameters(self) -> Parameters:
