@@ -18,19 +18,19 @@ converters do (Inose, Yasuda and Murakami, "A telemetering system by code modula
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Final
+from functools import cached_property, partial
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.errors import NetworkError, PlanError
+from hemacrypt.errors import NetworkError
 from hemacrypt.network import Array, CollapsedNetwork, Dense, Linear
 
 # int64 where every value fits, Python integers in an array of objects where not.
-Exact = npt.NDArray[np.generic]
+Exact = npt.NDArray[Any]
 
 # Standard deviation of a typical logit by rounding weights, as a part of a typical logit.
 PRECISION: Final = 2.0**-7
@@ -194,12 +194,15 @@ def quantise(
     Raises
     ------
     NetworkError
-        If the precision needs integers beyond all reason.
+        If values or integers grow beyond all reason.
     """
     if not 0 < precision < math.inf or not (input_scale is None or 0 < input_scale < math.inf):
         raise NetworkError(f"precision {precision:g} with input scale {input_scale}; expected positive numbers")
     if not all(np.isfinite(peak).all() for peak in network.peaks):
-        raise PlanError("values up to infinity between the layers; train with smaller activations")
+        raise NetworkError(
+            f"values reach infinity after {network.squares} squares; use fewer squares, "
+            "or train with smaller activations"
+        )
     reach = max(abs(bound) for bound in network.input_range)
     scale = input_scale or INPUT_STEPS / (reach or 1.0)
     shares = rounding_variances(network, _TYPICAL)[1:]
@@ -225,6 +228,8 @@ def at_scales(network: CollapsedNetwork, input_scale: float, weight_scales: Sequ
     if len(weight_scales) != len(network.linears):
         raise NetworkError(f"{len(weight_scales)} weight scales for {len(network.linears)} layers; expected one each")
     scales = output_scales(input_scale, weight_scales)
+    if not math.isfinite(scales[-1]):
+        raise NetworkError(f"{network.squares} squares make integers of over 1000 bits; use fewer squares")
     layers: list[Linear] = []
     biases: list[Exact] = []
     for layer, scale, total in zip(network.linears, weight_scales, scales, strict=True):
@@ -236,16 +241,17 @@ def at_scales(network: CollapsedNetwork, input_scale: float, weight_scales: Sequ
                 f"{layer.describe()}: at scale {scale:.3g} its weights become integers whose sums reach {reach:.3g}; "
                 "ask for less precision, or prune weights that are far larger than all others"
             )
-        layers.append(_mapped(layer, lambda weights, scale=scale: _rounded_in_runs(weights * scale)))
+        layers.append(_mapped(layer, partial(_rounded_in_runs, scale=scale)))
         biases.append(np.array([round(value) for value in constant.tolist()], dtype=object))
     return QuantisedNetwork(network, input_scale, tuple(weight_scales), tuple(layers), tuple(biases))
 
 
 def output_scales(input_scale: float, weight_scales: Sequence[float]) -> tuple[float, ...]:
-    """Return what the outputs of each affine map are multiplied by."""
+    """Return what the outputs of each affine map are multiplied by; infinite beyond float64."""
     found: list[float] = []
     for number, scale in enumerate(weight_scales):
-        found.append((found[-1] ** 2 if number else input_scale) * scale)
+        # A product beyond float64 is infinite; a power would raise.
+        found.append((found[-1] * found[-1] if number else input_scale) * scale)
     return tuple(found)
 
 
@@ -275,17 +281,18 @@ def rounding_variances(network: CollapsedNetwork, typical: float) -> list[float]
 
 
 def _nonzero(weights: Array) -> Array:
-    return (weights != 0).astype(np.float64)
+    found: Array = (weights != 0).astype(np.float64)
+    return found
 
 
 def _rounded_up(scale: float) -> float:
-    digit = 2.0 ** (math.floor(math.log2(scale)) + 1 - _SCALE_BITS)
+    digit: float = 2.0 ** (math.floor(math.log2(scale)) + 1 - _SCALE_BITS)
     return math.ceil(scale / digit * (1 - 2.0**-40)) * digit
 
 
-def _rounded_in_runs(weights: Array) -> Array:
-    """Round weights so that the errors of neighbours cancel; what is zero stays zero."""
-    rows = weights.reshape(len(weights), -1)
+def _rounded_in_runs(weights: Array, scale: float) -> Array:
+    """Round scaled weights so that the errors of neighbours cancel; what is zero stays zero."""
+    rows = scale * weights.reshape(len(weights), -1)
     rounded: Array = np.diff(np.rint(np.cumsum(rows, axis=1)), axis=1, prepend=0.0)
     return rounded.reshape(weights.shape)
 
@@ -340,8 +347,7 @@ def _narrowed(values: Exact) -> Exact:
     return values.astype(np.int64) if int(np.abs(values).max()) < 1 << 62 else values
 
 
-def _with_squares(peaks: Sequence[int] | object) -> tuple[int, ...]:
+def _with_squares(peaks: Iterable[int]) -> tuple[int, ...]:
     """Put the square of each value but the last behind it."""
-    listed = list(peaks)  # type: ignore[call-overload]
-    found = [value for peak in listed for value in (peak, peak * peak)]
+    found = [value for peak in peaks for value in (peak, peak * peak)]
     return tuple(found[:-1])

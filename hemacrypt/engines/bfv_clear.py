@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from hemacrypt.errors import PlanError
 from hemacrypt.plan import Turn
 
 # int64 while a product of two residues fits, Python integers beyond.
-Residues = npt.NDArray[np.generic]
+Residues = npt.NDArray[Any]
 _NARROW = 1 << 31
 
 
@@ -30,7 +31,7 @@ class ClearBfvEngine:
         The plan, weights included.
     """
 
-    name = "clear"
+    name: ClassVar[str] = "clear"
 
     def __init__(self, plan: BfvPlan) -> None:
         self.plan = plan
@@ -79,8 +80,10 @@ class ClearBfvEngine:
         modulus = self.plan.public.plain_moduli[number]
         values: Residues = _reduced(rows, modulus)
         for step in self.plan.steps:
-            affine = isinstance(step, BfvLinear)
-            values = linear(step, values, modulus, number) if affine else values * values % modulus
+            if isinstance(step, BfvLinear):
+                values = linear(step, values, modulus, number)
+                continue
+            values = values * values % modulus
         return values
 
 

@@ -34,7 +34,7 @@ from hemacrypt.network import CollapsedNetwork
 from hemacrypt.plan import PRIME_LIMIT, KeyGroup, Layout, Parameters, Turn, is_prime, united
 from hemacrypt.planner import chain, costs
 from hemacrypt.planner.bfv_noise import BfvNoiseModel, Noise
-from hemacrypt.planner.build import _affordable, _Choice, _Chooser, _Path
+from hemacrypt.planner.build import KEY_BUDGET, _affordable, _Choice, _Chooser, _Path
 from hemacrypt.planner.diagonals import MatrixForm, power_of_two_from
 from hemacrypt.planner.rotations import Split, arrange, splits
 from hemacrypt.quantise import PRECISION, Exact, QuantisedNetwork, at_scales, quantise
@@ -298,12 +298,15 @@ class _RowChooser(_Chooser):
 def _ways(quantised: QuantisedNetwork, images: int, parameters: Parameters, key_budget: int | None) -> list[_Maps]:
     """Return layouts to choose from: the cheapest, and the cheapest whose last map adds less noise."""
     chooser = _RowChooser(quantised.network, "rows", images, parameters)
+    level = parameters.top_level
+    # Where keys are longer than at the usual degree, as many of them as usual.
+    usual = KEY_BUDGET * costs.one_key_bytes(parameters.degree, level) / costs.one_key_bytes(8192, min(level, 5))
     ways: list[_Maps] = []
     for summed in (True, False):
         chooser.summed = summed
         chooser._chosen_at.clear()
         try:
-            chosen = _affordable(chooser, key_budget)
+            chosen = _affordable(chooser, key_budget, round(usual))
         except PlanError:
             if summed:
                 raise
@@ -358,7 +361,7 @@ def _diagonals(form: MatrixForm) -> Integers:
         np.add.at(diagonals, (place, form.source.flags[columns].astype(np.intp), slot), weights)
     else:
         for row in (0, 1):
-            np.add.at(diagonals, (place, row, slot), weights)
+            np.add.at(diagonals[:, row], (place, slot), weights)
     return np.tile(diagonals, (1, 1, form.target.slots // period))
 
 
@@ -527,8 +530,8 @@ def _reasons(found: _Candidate, largest: int, magnitudes: Magnitudes) -> list[st
     bits = " + ".join(f"{math.log2(modulus):.1f}" for modulus in moduli)
     how = "worst case" if magnitudes == "worst" else f"measured, with {HEADROOM_BITS} bits of headroom"
     reasons = [
-        f"logits up to {largest:.3g} ({how}) need {largest.bit_length() + 1} bits; {len(moduli)} plaintext moduli hold {math.log2(math.prod(moduli)):.1f} "
-        f"({bits})",
+        f"logits up to {largest:.3g} ({how}) need {largest.bit_length() + 1} bits; {len(moduli)} plaintext moduli "
+        f"hold {math.log2(math.prod(moduli)):.1f} ({bits})",
         f"{len(parameters.data_primes)} data primes of 30 bits, {parameters.modulus_bits} modulus bits with the "
         f"special one (at most {LARGEST_MODULUS_BITS[parameters.degree]} at this degree for 128-bit security)",
         "one modulus switch after every step: levels and keys are those of CKKS"

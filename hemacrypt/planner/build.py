@@ -178,9 +178,9 @@ def plan_network(
     return _planned(network, chosen, name, labels, preprocessing_digest)
 
 
-def _affordable(chooser: _Chooser, key_budget: int | None) -> _Chosen:
+def _affordable(chooser: _Chooser, key_budget: int | None, usual: int = KEY_BUDGET) -> _Chosen:
     """Return the fastest combination whose keys keep within a budget; see `plan_network`."""
-    budget = KEY_BUDGET if key_budget is None else key_budget
+    budget = usual if key_budget is None else key_budget
     for worth in _WORTH_A_MEGABYTE:
         chosen = chooser.choose(worth)
         needed = costs.key_bytes(chosen.parameters, chosen.keys)
