@@ -19,7 +19,7 @@ from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.bundle import Bundle
 from hemacrypt.errors import PlanError
 from hemacrypt.network import CollapsedNetwork
-from hemacrypt.plan import Plan, united
+from hemacrypt.plan import Plan, united, without_repeats
 from hemacrypt.planner.batch import BYTE_MS, plan_batch
 from hemacrypt.planner.bfv import plan_bfv
 from hemacrypt.planner.build import KEY_BUDGET, plan_model
@@ -134,7 +134,9 @@ def _with_exact(
         plan = plan_bfv(network, first.model, labels, preprocessing_digest, parameters=first.parameters)
     except PlanError as error:
         return replace(layouts, no_exact=str(error))
-    keys = united([first.keys, plan.public.keys])
+    # Both schemes turn by the same steps, but not at the same levels: a key that either needs is made once, for the
+    # highest level where it is used.
+    keys = without_repeats(united([first.keys, plan.public.keys]))
     needed = key_bytes(first.parameters, keys)
     if needed > max(budget, key_bytes(first.parameters, first.keys)):
         why = f"the keys would take {needed / 1e6:.1f} MB together, the budget is {budget / 1e6:.1f} MB"
