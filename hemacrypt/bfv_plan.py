@@ -174,6 +174,12 @@ class PublicBfvPlan:
         return len(self.plain_moduli) * self.output_layout.ciphertexts
 
     @cached_property
+    def requirements_id(self) -> str:
+        """SHA-256 over all that evaluation keys depend on, as for plans of CKKS: plans that share it share keys."""
+        parameters = [self.parameters.degree, self.parameters.data_primes, self.parameters.special_prime]
+        return _digest([parameters, self.keys])
+
+    @cached_property
     def plan_id(self) -> str:
         """SHA-256 that client and service compare before they compute, hexadecimal."""
         content = {
@@ -193,7 +199,11 @@ class PublicBfvPlan:
             "preprocessing": self.preprocessing_digest,
             "bounds": [str(self.largest_logit), self.proven, self.quantisation_error.hex()],
         }  # fmt: skip
-        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+        return _digest(content)
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,8 +21,8 @@ from hemacrypt.errors import HemacryptError
 
 # The order of a first visit, not of the alphabet.
 _ORDER = (
-    "demo", "train", "export", "convert", "plan", "evaluate",
-    "serve", "models", "keygen", "register", "predict", "forget",
+    "demo", "verify", "train", "export", "convert", "plan", "evaluate", "serve",
+    "models", "keygen", "register", "predict", "forget",
 )  # fmt: skip
 _PANELS = {"training": "Laboratory: train and export", "service": "Laboratory: serve", "client_sdk": "Hospital"}
 
@@ -148,7 +148,7 @@ def application() -> typer.Typer:
         except ImportError as error:
             command = _unavailable(entry, error)
         panel = _PANELS.get(entry.module.split(".")[0], "Laboratory: train and export")
-        app.command(name, rich_help_panel="First" if name == "demo" else panel)(command)
+        app.command(name, rich_help_panel="First" if name in ("demo", "verify") else panel)(command)
     return app
 
 

@@ -474,6 +474,19 @@ def united(plans: Iterable[tuple[KeyGroup, ...]]) -> tuple[KeyGroup, ...]:
     return tuple(found[level] for level in sorted(found, reverse=True))
 
 
+def without_repeats(groups: Sequence[KeyGroup]) -> tuple[KeyGroup, ...]:
+    """Leave out keys that a higher level has too: cut to fewer primes it serves every lower level."""
+    left: list[KeyGroup] = []
+    relinearises, known = False, set[int]()
+    for group in groups:
+        elements = tuple(element for element in group.elements if element not in known)
+        relinearise = group.relinearise and not relinearises
+        if elements or relinearise:
+            left.append(KeyGroup(group.level, relinearise, elements))
+        relinearises, known = relinearises or relinearise, known | set(elements)
+    return tuple(left)
+
+
 def check_key_groups(parameters: Parameters, groups: Sequence[KeyGroup]) -> None:
     """Make sure that key groups contradict neither each other nor the parameters.
 
@@ -585,6 +598,11 @@ class PublicPlan:
     def input_ciphertexts(self) -> int:
         """How many ciphertexts a request consists of."""
         return self.input_layout.ciphertexts
+
+    @property
+    def output_ciphertexts(self) -> int:
+        """How many ciphertexts a reply consists of."""
+        return self.output_layout.ciphertexts
 
     @property
     def galois_keys(self) -> int:

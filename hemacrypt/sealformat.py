@@ -332,6 +332,30 @@ def read_galois_keys(data: bytes, parameters: Parameters, elements: Iterable[int
     return {element: found[row] for row, element in rows.items()}
 
 
+def key_set_stream(components: Iterable[npt.NDArray[np.uint64]], row: int, parameters: Parameters, minor: int) -> bytes:
+    """Write a set of one key-switching key, as SEAL does, uncompressed.
+
+    Parameters
+    ----------
+    components:
+        One for each data prime: residues modulo every prime, the special one last; shape (2, primes, degree).
+    row:
+        Where the key stands: 0 for a relinearisation key, (g - 1) / 2 for that of Galois element g.
+    parameters:
+        What it belongs to.
+    minor:
+        Minor version of SEAL to name in the headers.
+    """
+    keys = []
+    for residues in components:
+        words, count = residues.astype("<u8").tobytes(), _COUNT.pack(residues.size)
+        body = _CIPHERTEXT.pack(parameters.parms_id(), 1, 2, parameters.degree, residues.shape[1], 1.0, 1)
+        body += header(HEADER.size + len(count) + len(words), minor) + count + words
+        keys.append(header(HEADER.size + len(body), minor) + body)
+    body = parameters.parms_id() + _COUNT.pack(row + 1) + _COUNT.pack(0) * row + _COUNT.pack(len(keys)) + b"".join(keys)
+    return header(HEADER.size + len(body), minor) + body
+
+
 def _check_key_set(
     data: bytes, parameters: Parameters, present: set[int], most_rows: int, field: str, minor: int
 ) -> bytes:

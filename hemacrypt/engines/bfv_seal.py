@@ -174,6 +174,6 @@ class _Modulus:
         value = self._from_ntt(value, step.level)
         self._evaluator.square_inplace(value)
         value = self._to_ntt(value, step.level)
-        self._ntt_evaluators[step.level].relinearize_inplace(value, keys.relinearisation[step.level])
+        self._ntt_evaluators[step.level].relinearize_inplace(value, keys.at(step.level, 1))
         self._switch_down(value, step)
         return value

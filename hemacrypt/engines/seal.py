@@ -7,37 +7,95 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import tenseal.sealapi as seal
 
 from hemacrypt import sealformat, sealio
 from hemacrypt.bfv_plan import BfvLinear, PublicBfvPlan
 from hemacrypt.engines.base import Engine
-from hemacrypt.evaluation_keys import EvaluationKeys
+from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys
 from hemacrypt.network import ComplexArray
-from hemacrypt.plan import JOIN_FACTOR, LinearStep, Parameters, Plan, PublicPlan, SquareStep, Turn
+from hemacrypt.plan import JOIN_FACTOR, KeyGroup, LinearStep, Parameters, Plan, PublicPlan, SquareStep, Turn
 from hemacrypt.sealio import Context, SealObject
 
 
-@dataclass(frozen=True)
 class SealKeys:
-    """A client's keys, loaded, by level."""
+    """A client's keys, loaded, by level; those of a level serve all lower ones.
 
-    relinearisation: dict[int, SealObject]
-    galois: dict[int, SealObject]
+    Parameters
+    ----------
+    parameters:
+        The whole chain.
+    contexts:
+        Contexts by level; levels without one get theirs when a key is used there.
+    """
+
+    def __init__(self, parameters: Parameters, contexts: dict[int, Context]) -> None:
+        self._parameters, self._contexts = parameters, dict(contexts)
+        self._minor = sealio.seal_minor_version()
+        # By level and Galois element, that of relinearisation being 1.
+        self._keys: dict[tuple[int, int], SealObject] = {}
+        self._components: dict[tuple[int, int], list[npt.NDArray[np.uint64]]] = {}
+
+    def add(self, group: KeyGroup, serialised: LevelKeys) -> None:
+        """Check and load the keys of a group.
+
+        Raises
+        ------
+        FormatError
+            If they are anything else.
+        """
+        parameters, context = self._parameters.truncated(group.level), self._context(group.level)
+        if group.relinearise:
+            checked = sealformat.check_relinearisation_key(serialised.relinearisation, parameters, self._minor)
+            self._keys[group.level, 1] = sealio.load(seal.RelinKeys(), context, checked)
+        if group.elements:
+            checked = sealformat.check_galois_keys(serialised.galois, parameters, group.elements, self._minor)
+            loaded = sealio.load(seal.GaloisKeys(), context, checked)
+            self._keys.update(dict.fromkeys(((group.level, element) for element in group.elements), loaded))
+
+    def at(self, level: int, element: int) -> SealObject:
+        """Return the key for a Galois element, 1 standing for relinearisation, as an evaluator of a level takes it."""
+        if (level, element) not in self._keys:
+            self._keys[level, element] = self._cut(level, element)
+        return self._keys[level, element]
+
+    def _cut(self, level: int, element: int) -> SealObject:
+        """Make the key of a level from that of a higher one.
+
+        Every component is an encryption by itself, modulo every prime by itself: what is left of it is a key.
+        """
+        source = min(other for other, known in self._keys if known == element and other > level)
+        parameters, rows = self._parameters.truncated(level), [*range(level + 1), -1]
+        kept = [component[:, rows] for component in self._read(source, element)[: level + 1]]
+        stream = sealformat.key_set_stream(kept, (element - 1) // 2, parameters, self._minor)
+        return sealio.load(seal.RelinKeys() if element == 1 else seal.GaloisKeys(), self._context(level), stream)
+
+    def _read(self, level: int, element: int) -> list[npt.NDArray[np.uint64]]:
+        """Return the components of a key, each of shape (2, primes, degree)."""
+        if (level, element) not in self._components:
+            parameters, loaded = self._parameters.truncated(level), self._keys[level, element]
+            # As SEAL saves them seeds are expanded.
+            if element == 1:
+                found = {1: sealformat.read_relinearisation_key(sealio.dump(loaded), parameters)}
+            else:
+                elements = [known for (at, known), key in self._keys.items() if key is loaded and at == level]
+                found = sealformat.read_galois_keys(sealio.dump(loaded), parameters, elements)
+            for known, components in found.items():
+                self._components[level, known] = [each.polynomials for each in components]
+        return self._components[level, element]
+
+    def _context(self, level: int) -> Context:
+        if level not in self._contexts:
+            self._contexts[level] = sealio.make_context(self._parameters.truncated(level))
+        return self._contexts[level]
 
 
 def load_keys(keys: EvaluationKeys, public: PublicPlan | PublicBfvPlan, contexts: dict[int, Context]) -> SealKeys:
     """Check a client's evaluation keys and load them for contexts by level; see `Engine.load_keys`."""
-    loaded, minor = SealKeys({}, {}), sealio.seal_minor_version()
+    loaded = SealKeys(public.parameters, contexts)
     for group, serialised in keys.grouped(public):
-        parameters = public.parameters.truncated(group.level)
-        context = contexts.get(group.level) or sealio.make_context(parameters)
-        if group.relinearise:
-            checked = sealformat.check_relinearisation_key(serialised.relinearisation, parameters, minor)
-            loaded.relinearisation[group.level] = sealio.load(seal.RelinKeys(), context, checked)
-        if group.elements:
-            checked = sealformat.check_galois_keys(serialised.galois, parameters, group.elements, minor)
-            loaded.galois[group.level] = sealio.load(seal.GaloisKeys(), context, checked)
+        loaded.add(group, serialised)
     return loaded
 
 
@@ -58,7 +116,7 @@ class Turner:
     def turned(self, level: int, value: SealObject, turn: Turn, keys: SealKeys) -> SealObject:
         """Return a ciphertext turned."""
         turned, element = seal.Ciphertext(), self._parameters.galois_element(*turn)
-        self._evaluators[level].apply_galois(value, element, keys.galois[level], turned)
+        self._evaluators[level].apply_galois(value, element, keys.at(level, element), turned)
         return turned
 
     def copies(self, step: LinearStep | BfvLinear, values: list[SealObject], keys: SealKeys) -> list[SealObject]:
@@ -198,7 +256,7 @@ class SealEngine(Engine[SealKeys]):
                 evaluator.square_inplace(other)
                 evaluator.multiply_plain_inplace(other, self._roots[step.level])
                 evaluator.add_inplace(real, other)
-            evaluator.relinearize_inplace(real, keys.relinearisation[step.level])
+            evaluator.relinearize_inplace(real, keys.at(step.level, 1))
             evaluator.rescale_to_next_inplace(real)
             real.scale = step.output_scale
             squares.append(real)

@@ -24,7 +24,6 @@ from hemacrypt.engines.vector.layers import (
     Lender,
     Memory,
     Part,
-    Switches,
     VectorKeys,
     blank_keys,
     blank_outputs,
@@ -144,8 +143,6 @@ class _Run:
     ) -> None:
         self._rings, self._plan, self._encoded, self._roots = rings, plan, encoded, roots
         self._team = Team(threads)
-        # A map that rotates nothing may have a level without keys.
-        self._none = {step.level: Switches({}, {}, rings[step.level]) for step in plan.steps}
         self._memory = Memory()
         self._degree = plan.parameters.degree
         for step in plan.steps:
@@ -171,8 +168,7 @@ class _Run:
             for number, step in enumerate(self._plan.steps):
                 side = "values odd" if number % 2 else "values even"
                 out = self._memory.array(side, step.outputs, 2, step.level, self._degree)
-                switches = keys.levels.get(step.level) or self._none[step.level]
-                worker = _Part(self._rings[step.level], self._memory, self._team, part, switches)
+                worker = _Part(self._rings[step.level], self._memory, self._team, part, keys.levels[step.level])
                 if isinstance(step, LinearStep):
                     worker.linear(self._encoded[number], value, out)
                 else:

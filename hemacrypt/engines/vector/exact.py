@@ -24,7 +24,6 @@ from hemacrypt.engines.vector.layers import (
     Lender,
     Memory,
     Part,
-    Switches,
     VectorKeys,
     blank_keys,
     blank_outputs,
@@ -156,8 +155,6 @@ class _Run:
         self._plan, self._rings, self._moduli = plan, rings, moduli
         self._team, self._memory = Team(threads), Memory()
         self._degree = plan.parameters.degree
-        # A map that rotates nothing may have a level without keys.
-        self._none = {level: Switches({}, {}, ring) for level, ring in rings.items()}
         for step in plan.steps:
             self._memory.reserve_step(step, self._degree)
             if isinstance(step, BfvLinear):
@@ -199,8 +196,7 @@ class _Run:
             for place, step in enumerate(self._plan.steps):
                 side = "values odd" if place % 2 else "values even"
                 out = self._memory.array(side, step.outputs, 2, step.next_level + 1, self._degree)
-                switches = keys.levels.get(step.level) or self._none[step.level]
-                worker = _Part(self._rings[step.level], self._memory, self._team, part, switches)
+                worker = _Part(self._rings[step.level], self._memory, self._team, part, keys.levels[step.level])
                 if isinstance(step, BfvLinear):
                     worker.linear(modulus.layers[place], value, out)
                 else:

@@ -35,6 +35,10 @@ SEAL_MINOR = 3
 Numbers = npt.NDArray[np.int64]
 
 
+# Keys and automorphisms by Galois element.
+_LevelKeys = tuple[dict[int, Words], dict[int, npt.NDArray[np.int32]]]
+
+
 class Switches:
     """Keys of one level; those that are used together are laid out together, once.
 
@@ -45,12 +49,21 @@ class Switches:
         element 1 is the relinearisation key.
     orders:
         For each Galois element its automorphism, shape (N,).
-    ring:
-        The level's ring.
+    primes, degree:
+        Number of data primes k of the level, and N.
+    above:
+        Keys of the next higher level, which serve here as well, cut to the primes that are left.
     """
 
-    def __init__(self, keys: dict[int, Words], orders: dict[int, npt.NDArray[np.int32]], ring: Ring) -> None:
-        self._keys, self._orders, self._ring = keys, orders, ring
+    def __init__(
+        self,
+        keys: dict[int, Words],
+        orders: dict[int, npt.NDArray[np.int32]],
+        primes: int,
+        degree: int,
+        above: Switches | None = None,
+    ) -> None:
+        self._keys, self._orders, self._primes, self._degree, self._above = keys, orders, primes, degree, above
         self._laid: dict[tuple[int, ...], tuple[Words, npt.NDArray[np.int32]]] = {}
         self._groups: dict[tuple[tuple[int, ...], ...], tuple[Words, Numbers, npt.NDArray[np.int32], Numbers]] = {}
         self._lock = threading.Lock()
@@ -59,12 +72,22 @@ class Switches:
         """Return keys and automorphisms of some elements, as kernels take them."""
         with self._lock:
             if elements not in self._laid:
-                primes, degree = len(self._ring.primes) - 1, self._ring.parameters.degree
-                orders = np.array([self._orders[element] for element in elements], np.int32).reshape(-1, degree)
-                keys = np.array([self._keys[element] for element in elements], np.uint32)
-                keys = keys.reshape(-1, primes, 2, primes + 1, degree)
+                found = [self._found(element) for element in elements]
+                orders = np.array([order for _, order in found], np.int32).reshape(-1, self._degree)
+                keys = np.array([key for key, _ in found], np.uint32)
+                keys = keys.reshape(-1, self._primes, 2, self._primes + 1, self._degree)
                 self._laid[elements] = (kernels.arranged(keys, orders), orders)
             return self._laid[elements]
+
+    def _found(self, element: int) -> tuple[Words, npt.NDArray[np.int32]]:
+        """Return a key and its automorphism, from the lowest level that has it."""
+        if element in self._keys:
+            return self._keys[element], self._orders[element]
+        if self._above is None:
+            raise KeyError(f"no key for element {element}")
+        key, order = self._above._found(element)
+        # Every digit of a key is an encryption by itself, modulo every prime by itself: what is left is a key.
+        return key[: self._primes, :, [*range(self._primes), -1]], order
 
     def groups(self, groups: tuple[tuple[int, ...], ...]) -> tuple[Words, Numbers, npt.NDArray[np.int32], Numbers]:
         """Return keys (flat) and automorphisms of several groups, and where each group's begin."""
@@ -102,7 +125,7 @@ def load_keys(keys: EvaluationKeys, public: PublicPlan | PublicBfvPlan, rings: d
     FormatError
         If they do not fit the plan.
     """
-    levels: dict[int, Switches] = {}
+    levels: dict[int, _LevelKeys] = {}
     for group, serialised in keys.grouped(public):
         parameters = public.parameters.truncated(group.level)
         ring = rings.get(group.level) or Ring(parameters)
@@ -112,13 +135,13 @@ def load_keys(keys: EvaluationKeys, public: PublicPlan | PublicBfvPlan, rings: d
         if group.elements:
             found |= sealformat.read_galois_keys(serialised.galois, parameters, group.elements)
         levels[group.level] = _expanded(ring, found)
-    return VectorKeys(levels)
+    return _by_level(levels, public.parameters)
 
 
 def blank_keys(public: PublicPlan | PublicBfvPlan, rings: dict[int, Ring]) -> VectorKeys:
     """Return keys that are zero, to warm up with."""
     parameters = public.parameters
-    levels: dict[int, Switches] = {}
+    levels: dict[int, _LevelKeys] = {}
     for group in public.keys:
         ring = rings.get(group.level) or Ring(parameters.truncated(group.level))
         primes = (*parameters.data_primes[: group.level + 1], parameters.special_prime)
@@ -126,11 +149,20 @@ def blank_keys(public: PublicPlan | PublicBfvPlan, rings: dict[int, Ring]) -> Ve
         component = sealformat.Residues(blank, bytes(64))
         key, order = switching_key(ring, [component] * (group.level + 1)), ring.automorphism(1)
         elements = (*([1] if group.relinearise else []), *group.elements)
-        levels[group.level] = Switches(dict.fromkeys(elements, key), dict.fromkeys(elements, order), ring)
-    return VectorKeys(levels)
+        levels[group.level] = dict.fromkeys(elements, key), dict.fromkeys(elements, order)
+    return _by_level(levels, parameters)
 
 
-def _expanded(ring: Ring, found: dict[int, list[sealformat.Residues]]) -> Switches:
+def _by_level(levels: dict[int, _LevelKeys], parameters: Parameters) -> VectorKeys:
+    """Let the keys of every level serve all lower ones."""
+    found: dict[int, Switches] = {}
+    above: Switches | None = None
+    for level in range(parameters.top_level, -1, -1):
+        above = found[level] = Switches(*levels.get(level, ({}, {})), level + 1, parameters.degree, above)
+    return VectorKeys(found)
+
+
+def _expanded(ring: Ring, found: dict[int, list[sealformat.Residues]]) -> _LevelKeys:
     """Expand keys, given by their Galois elements."""
     orders = {element: ring.automorphism(element) for element in found}
     keys: dict[int, Words] = {}
@@ -138,7 +170,7 @@ def _expanded(ring: Ring, found: dict[int, list[sealformat.Residues]]) -> Switch
         key = switching_key(ring, found.pop(element))
         keys[element] = np.empty_like(key)
         keys[element][..., order] = key
-    return Switches(keys, orders, ring)
+    return keys, orders
 
 
 @dataclass(frozen=True, eq=False)
