@@ -141,7 +141,8 @@ class Client:
         if not plans or plans[0].plan_id != answer.model.plan_id or plans[0].images != 1:
             raise ReplyError(f"{self.target} describes another plan than it names; client and service versions differ")
         channels, height, width = preprocessing.input_shape
-        sizes = [len(plan.input_layout.positions) for plan in (*plans, *exact)] + ([batch.inputs] if batch else [])
+        alone: tuple[_AnyPlan, ...] = (*plans, *exact)
+        sizes = [len(plan.input_layout.positions) for plan in alone] + ([batch.inputs] if batch else [])
         if any(size != channels * height * width for size in sizes):
             raise ReplyError(f"the plan and the preprocessing that {self.target} sent do not fit together")
         every: tuple[_AnyPlan | PublicBatchPlan, ...] = (*plans, *exact, *((batch,) if batch else ()))

@@ -37,6 +37,11 @@ def plan(
     key_budget_mb: Annotated[
         float | None, typer.Option(help="Megabytes that evaluation keys may take. [default: about 34]")
     ] = None,
+    precision: Annotated[
+        int | None,
+        typer.Option(help="k for logits to within 2^-k; ckks only. [default: what the model's margins ask for]"),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="Whose errors are predicted: vector or seal; ckks only.")] = "vector",
     scheme: Annotated[
         Literal["ckks", "bfv"], typer.Option(help="ckks: real numbers with a bounded error; bfv: integers, exactly.")
     ] = "ckks",
@@ -61,6 +66,8 @@ def plan(
     from hemacrypt.planner.report import describe, show
 
     budget = None if key_budget_mb is None else round(key_budget_mb * 1e6)
+    if scheme == "bfv" and precision is not None:
+        raise PlanError("a precision is chosen for CKKS only: under BFV integers are exact; leave it out")
     if scheme == "bfv":
         from hemacrypt.planner.bfv import plan_bfv_bundle
         from hemacrypt.planner.bfv_report import describe_bfv, show_bfv
@@ -80,7 +87,7 @@ def plan(
         return
     if plain_moduli or degree is not None or magnitudes != "worst":
         raise PlanError("plaintext moduli, degree and magnitudes are chosen for BFV only; add --scheme bfv")
-    layouts = plan_bundle_layouts(Bundle.read(bundle or bundle_path()), budget)
+    layouts = plan_bundle_layouts(Bundle.read(bundle or bundle_path()), budget, precision=precision, engine=engine)
     if images > 2:
         if as_json:
             print(json.dumps(describe_comparison(layouts, images), indent=2))

@@ -25,7 +25,17 @@ _COMMANDS = {
     "train": ("--out", "--data", "--protocol", "--epochs", "--seed"),
     "export": (),
     "convert": ("--name", "--labels", "--geometry", "--scale", "--range", "--preprocessing", "--calibrate", "--limit"),
-    "plan": ("--json", "--images", "--key-budget-mb", "--scheme", "--plain-moduli", "--degree", "--magnitudes"),
+    "plan": (
+        "--json",
+        "--images",
+        "--key-budget-mb",
+        "--precision",
+        "--engine",
+        "--scheme",
+        "--plain-moduli",
+        "--degree",
+        "--magnitudes",
+    ),
     "evaluate": (),
     "serve": (
         *("--host", "--port", "--store", "--workers", "--threads", "--engine", "--key-budget-mb"),

@@ -19,6 +19,7 @@ from hemacrypt.errors import InteropError
 from hemacrypt.interop import Imported
 from hemacrypt.interop.cryptonets import PUBLIC, public_geometry, read_cryptonets, read_geometry, write_cryptonets
 from hemacrypt.interop.datasets import read_images
+from hemacrypt.margins import margin_quantiles
 from hemacrypt.network import CollapsedNetwork
 from hemacrypt.preprocess import AnyPreprocessing, ArrayPreprocessing, Preprocessing
 
@@ -79,10 +80,11 @@ def convert(
     declared = _declaration(imported, scale, value_range, preprocessing)
     network = CollapsedNetwork(imported.input_shape, imported.linears, declared.input_range)
     measured = "no images were given (--calibrate): plans will use worst-case bounds, far larger than what occurs"
+    margins: dict[str, float] = {}
     probes = np.random.default_rng(0).uniform(*declared.input_range, (_AT_ONCE, network.inputs))
     if calibrate is not None:
         images = read_images(calibrate, declared.input_shape, limit=limit, columns_first=imported.columns_first).images
-        network = _calibrated(network, declared, images)
+        network, margins = _calibrated(network, declared, images)
         measured = f"magnitudes measured on {len(images)} images"
         probes = _input(declared, images[:_AT_ONCE])
     words = tuple(label.strip() for label in labels.split(",")) if labels is not None else imported.labels
@@ -97,6 +99,7 @@ def convert(
             labels=words,
             preprocessing=declared,
             training={"converted_from": source.name},
+            metrics={"margins": margins} if margins else {},
         )
     except ValidationError:
         raise InteropError(f"--name {name!r} cannot be one; use lower-case letters, digits, '.', '_', '-'") from None
@@ -166,13 +169,16 @@ def _declaration(
 
 def _calibrated(
     network: CollapsedNetwork, declared: Preprocessing | ArrayPreprocessing, images: Any
-) -> CollapsedNetwork:
-    """Measure magnitudes on images."""
+) -> tuple[CollapsedNetwork, dict[str, float]]:
+    """Measure magnitudes and margins on images."""
     peaks: list[Any] = [0.0] * len(network.linears)
+    logits: list[Any] = []
     for start in range(0, len(images), _AT_ONCE):
         written = network.trace(_input(declared, images[start : start + _AT_ONCE]))
         peaks = [np.maximum(peak, np.abs(values).max(axis=0)) for peak, values in zip(peaks, written, strict=True)]
-    return CollapsedNetwork(network.input_shape, network.linears, network.input_range, tuple(peaks))
+        logits.append(written[-1])
+    calibrated = CollapsedNetwork(network.input_shape, network.linears, network.input_range, tuple(peaks))
+    return calibrated, margin_quantiles(np.concatenate(logits))
 
 
 def _input(declared: Preprocessing | ArrayPreprocessing, images: Any) -> Any:

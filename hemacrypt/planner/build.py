@@ -11,6 +11,7 @@ import numpy as np
 
 from hemacrypt.bundle import Bundle
 from hemacrypt.errors import PlanError
+from hemacrypt.margins import default_precision
 from hemacrypt.network import Array, CollapsedNetwork, ComplexArray, Convolution, Shape
 from hemacrypt.plan import (
     JOIN_FACTOR,
@@ -114,7 +115,7 @@ def plan_bundle(
 ) -> tuple[Plan, ...]:
     """Plan the evaluation of a bundle's network; see `plan_model`.
 
-    Without a ``precision`` the margins that were measured on training data decide; see `default_precision`.
+    Without a ``precision`` the margins that were measured on training data decide; see `hemacrypt.margins`.
     """
     manifest = bundle.manifest
     return plan_model(
@@ -127,22 +128,6 @@ def plan_bundle(
         engine=engine,
         margins=manifest.metrics.get("margins"),
     )
-
-
-def default_precision(margins: Mapping[str, float]) -> int:
-    """Choose how exact logits should be from how far apart a model's two largest logits are.
-
-    Parameters
-    ----------
-    margins:
-        Quantiles of that distance on training data: ``{"0.01": …, …}``.
-
-    Returns
-    -------
-    int
-        The smallest k such that errors of 2^-k leave the label of 99 in 100 training images beyond doubt.
-    """
-    return max(math.ceil(-math.log2(max(float(margins["0.01"]), 2.0**-40) / 2)), 0)
 
 
 def plan_model(
@@ -240,7 +225,7 @@ def plan_network(
     engine:
         Whose errors are predicted: `vector` takes the digits of a key switch around zero, `seal` does not.
     margins:
-        Without a ``precision``, quantiles of the margins on training data that decide (see `default_precision`); the
+        Without a ``precision``, quantiles of the margins on training data that decide (see `hemacrypt.margins`); the
         plan is then as exact as it can be where that is not exact enough. Without either, primes are as long as can be.
 
     Returns

@@ -8,7 +8,7 @@ the same parameters and one set of keys, and so is the exact evaluation under BF
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -68,12 +68,15 @@ def plan_layouts(
     *,
     key_budget: int | None = None,
     exact: bool = False,
+    precision: int | None = None,
+    engine: str = "vector",
+    margins: Mapping[str, float] | None = None,
 ) -> Layouts:
     """Plan a network for few images and for batches, and on request for exact evaluation.
 
     Parameters
     ----------
-    network, name, labels, preprocessing_digest, key_budget:
+    network, name, labels, preprocessing_digest, key_budget, precision, engine, margins:
         As in `hemacrypt.planner.plan_model`.
     exact:
         Whether to plan BFV as well.
@@ -83,22 +86,26 @@ def plan_layouts(
     PlanError
         If the network cannot be planned for one image; that it cannot be planned for batches or under BFV is no error.
     """
-    layouts = _approximate(network, name, labels, preprocessing_digest, key_budget)
+
+    def latency(budget: int | None) -> tuple[Plan, ...]:
+        return plan_model(
+            network, name, labels, preprocessing_digest,
+            key_budget=budget, precision=precision, engine=engine, margins=margins,
+        )  # fmt: skip
+
+    layouts = _approximate(latency, network, name, labels, preprocessing_digest, key_budget)
     return _with_exact(layouts, network, labels, preprocessing_digest, key_budget) if exact else layouts
 
 
 def _approximate(
+    latency: Callable[[int | None], tuple[Plan, ...]],
     network: CollapsedNetwork,
     name: str,
     labels: Sequence[str] | None,
     preprocessing_digest: str,
     key_budget: int | None,
 ) -> Layouts:
-    """Plan few images and batches under CKKS."""
-
-    def latency(budget: int | None) -> tuple[Plan, ...]:
-        return plan_model(network, name, labels, preprocessing_digest, key_budget=budget)
-
+    """Plan few images and batches under CKKS; ``latency`` plans few images within a budget for keys."""
     plans = latency(key_budget)
     try:
         batch = plan_batch(network, name, labels, preprocessing_digest, plans[0].parameters)
@@ -150,11 +157,27 @@ def _with_exact(
     )
 
 
-def plan_bundle_layouts(bundle: Bundle, key_budget: int | None = None, *, exact: bool = False) -> Layouts:
-    """Plan a bundle's network; see `plan_layouts`."""
+def plan_bundle_layouts(
+    bundle: Bundle,
+    key_budget: int | None = None,
+    *,
+    exact: bool = False,
+    precision: int | None = None,
+    engine: str = "vector",
+) -> Layouts:
+    """Plan a bundle's network, by default as exact as its margins ask for; see `plan_layouts`."""
     manifest = bundle.manifest
-    digest = manifest.preprocessing.digest
-    return plan_layouts(bundle.network, manifest.name, manifest.labels, digest, key_budget=key_budget, exact=exact)
+    return plan_layouts(
+        bundle.network,
+        manifest.name,
+        manifest.labels,
+        manifest.preprocessing.digest,
+        key_budget=key_budget,
+        exact=exact,
+        precision=precision,
+        engine=engine,
+        margins=manifest.metrics.get("margins"),
+    )
 
 
 @dataclass(frozen=True)
