@@ -14,7 +14,7 @@ from client_sdk._exceptions import (
     RequestRefusedError,
     ServiceUnavailableError,
 )
-from client_sdk._results import Bytes, Milliseconds, ModelInfo, Prediction
+from client_sdk._results import Bytes, Milliseconds, ModelInfo, Prediction, Scheme
 
 __all__ = [
     "Bytes",
@@ -26,5 +26,6 @@ __all__ = [
     "Prediction",
     "ReplyError",
     "RequestRefusedError",
+    "Scheme",
     "ServiceUnavailableError",
 ]

@@ -7,32 +7,44 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import platformdirs
 import tenacity
 
-from client_sdk._crypto import BatchKeyHolder, KeyHolder
-from client_sdk._exceptions import ReplyError, RequestRefusedError, ServiceUnavailableError
+from client_sdk._crypto import BatchKeyHolder, BfvKeyHolder, KeyHolder
+from client_sdk._exceptions import ClientError, ReplyError, RequestRefusedError, ServiceUnavailableError
 from client_sdk._keys import KeyDirectory
-from client_sdk._results import Bytes, Milliseconds, ModelInfo, Prediction
+from client_sdk._results import Bytes, Milliseconds, ModelInfo, Prediction, Scheme
 from client_sdk._transport import open_channel, printable, refused, statuses_as_exceptions
 from hemacrypt.batch_plan import PublicBatchPlan
+from hemacrypt.bfv_plan import PublicBfvPlan
 from hemacrypt.errors import FormatError, PlanError
+from hemacrypt.network import Array
 from hemacrypt.plan import PublicPlan
-from hemacrypt.preprocess import Pixels, Preprocessing
+from hemacrypt.preprocess import AnyPreprocessing
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
-from hemacrypt.wire import batch_plan_from_message, digest, plan_from_message, preprocessing_from_message
+from hemacrypt.wire import (
+    batch_plan_from_message,
+    bfv_plan_from_message,
+    digest,
+    plan_from_message,
+    preprocessing_from_message,
+)
 
-Image = Path | str | Pixels
+# A file; or pixels of a cell; or numbers, where the model declares that it reads them as they are.
+Image = Path | str | npt.NDArray[Any]
 Layout = Literal["single", "batch"]
 Progress = Callable[[int, int], None]
+# What `Predict` takes a request for.
+_AnyPlan = PublicPlan | PublicBfvPlan
 
 _CHUNK = 512 * 1024
 # For one image and for two; more would be of no use to this client.
@@ -86,7 +98,7 @@ class Client:
         self._channel = open_channel(target, root_certificate)
         self._stub = pb_grpc.EncryptedInferenceStub(self._channel)  # type: ignore[no-untyped-call]
         self._opened: KeyHolder | None = None
-        self._holders: dict[str, KeyHolder] = {}
+        self._holders: dict[str, KeyHolder | BfvKeyHolder] = {}
         self._batch_holder: BatchKeyHolder | None = None
 
     def __enter__(self) -> Client:
@@ -123,18 +135,20 @@ class Client:
             batch = (
                 batch_plan_from_message(answer.batch, self.model, preprocessing) if answer.HasField("batch") else None
             )
+            exact = tuple(bfv_plan_from_message(plan, self.model, preprocessing) for plan in answer.exact[:_MOST_PLANS])
         except PlanError as error:
             raise ReplyError(f"the plan that {self.target} sent cannot be used: {error}") from error
         if not plans or plans[0].plan_id != answer.model.plan_id or plans[0].images != 1:
             raise ReplyError(f"{self.target} describes another plan than it names; client and service versions differ")
         channels, height, width = preprocessing.input_shape
-        sizes = [len(plan.input_layout.positions) for plan in plans] + ([batch.inputs] if batch else [])
+        alone: tuple[_AnyPlan, ...] = (*plans, *exact)
+        sizes = [len(plan.input_layout.positions) for plan in alone] + ([batch.inputs] if batch else [])
         if any(size != channels * height * width for size in sizes):
             raise ReplyError(f"the plan and the preprocessing that {self.target} sent do not fit together")
-        every: tuple[PublicPlan | PublicBatchPlan, ...] = (*plans, batch) if batch else plans
+        every: tuple[_AnyPlan | PublicBatchPlan, ...] = (*plans, *exact, *((batch,) if batch else ()))
         if any(plan.requirements_id != plans[0].requirements_id or plan.labels != plans[0].labels for plan in every):
             raise ReplyError(f"the plans that {self.target} sent need different keys or name different labels")
-        return _Described(plans, preprocessing, batch, answer.batch.break_even or None)
+        return _Described(plans, preprocessing, batch, answer.batch.break_even or None, exact)
 
     def refresh(self) -> None:
         """Forget what the service said about the model, so that it is asked again."""
@@ -156,6 +170,32 @@ class Client:
         """The plan for thousands of images at once, if the service takes batches."""
         return self._described.batch
 
+    @property
+    def exact_plan(self) -> PublicBfvPlan | None:
+        """The plan for one image under BFV, if the service evaluates the model exactly."""
+        return next((plan for plan in self._described.exact if plan.images == 1), None)
+
+    def _plan_for(self, scheme: Scheme) -> _AnyPlan:
+        """Return the plan of a scheme for one image.
+
+        Raises
+        ------
+        RequestRefusedError
+            If the service does not offer the scheme.
+        """
+        if scheme == "ckks":
+            return self.plan
+        if scheme != "bfv":
+            raise ClientError(f"no scheme is called {scheme!r}; choose 'ckks' or 'bfv'")
+        if self.exact_plan is None:
+            raise RequestRefusedError(
+                "FAILED_PRECONDITION",
+                "SCHEME_NOT_SERVED",
+                f"{self.target} does not evaluate {self.model} under BFV; use CKKS, or ask its operator, whose log "
+                "says why",
+            )
+        return self.exact_plan
+
     def layout_for(self, images: int) -> Layout:
         """Say how so many images are better sent, by what the service says of the time that both ways take.
 
@@ -168,8 +208,8 @@ class Client:
         return "batch" if least is not None and images >= least else "single"
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        """How a cell image becomes the model's input."""
+    def preprocessing(self) -> AnyPreprocessing:
+        """How an image becomes the model's input."""
         return self._described.preprocessing
 
     def generate_keys(self, *, replace: bool = False) -> str:
@@ -251,13 +291,15 @@ class Client:
         with statuses_as_exceptions(self.target):
             return bool(self._stub.DeleteKeySet(request, timeout=self._timeout).existed)
 
-    def predict(self, image: Image) -> Prediction:
+    def predict(self, image: Image, *, scheme: Scheme = "ckks") -> Prediction:
         """Encrypt one image, have it evaluated, decrypt the answer.
 
         Parameters
         ----------
         image:
             A file (PNG, BMP, TIFF), the original pixels, or pixels that are reduced already; uint8.
+        scheme:
+            ``ckks``, whose logits are off by a bounded error, or ``bfv``: the network with integer weights, exactly.
 
         Returns
         -------
@@ -269,10 +311,13 @@ class Client:
             If the image is none, or not of the kind that the model reads.
         KeysMissingError
             If there are no keys for this plan.
+        RequestRefusedError
+            If the service refuses the image, or does not offer the scheme.
         ReplyError
             If the answer is not what it should be.
         """
-        request, encrypt_ms = self._request(self.plan, [image])
+        plan = self._plan_for(scheme)
+        request, encrypt_ms = self._request(plan, [image])
         started = time.perf_counter()
         try:
             answer = self._predict_once(request)
@@ -282,17 +327,23 @@ class Client:
             # The service lost the keys, or serves a new version of the model: catch up and try again, once.
             self.refresh()
             self.register()
-            request, encrypt_ms = self._request(self.plan, [image])
+            plan = self._plan_for(scheme)
+            request, encrypt_ms = self._request(plan, [image])
             started = time.perf_counter()
             answer = self._predict_once(request)
         elapsed = (time.perf_counter() - started) * 1e3
-        return self._read(self.plan, [_name(image)], request, encrypt_ms, answer, elapsed)[0]
+        return self._read(plan, [_name(image)], request, encrypt_ms, answer, elapsed)[0]
 
-    def predict_many(self, images: Iterable[Image]) -> Iterator[Prediction]:
+    def predict_many(self, images: Iterable[Image], *, scheme: Scheme = "ckks") -> Iterator[Prediction]:
         """Predict images over one stream, yielding results in order while later images are still on their way.
 
         Images of a sequence or an array, which are all there already, go in pairs where the service has a plan for
         that. Those of any other iterable go one by one: none ever waits for a partner.
+
+        Parameters
+        ----------
+        images, scheme:
+            As in `predict`.
 
         Raises
         ------
@@ -303,11 +354,11 @@ class Client:
         """
         sent: SimpleQueue[_Sent] = SimpleQueue()
         failed: list[Exception] = []
-        self._holder(self.plan)
+        self._holder(self._plan_for(scheme))
 
         def requests() -> Iterator[pb.PredictRequest]:
             try:
-                for plan, group in self._grouped(images):
+                for plan, group in self._grouped(images, scheme):
                     request, encrypt_ms = self._request(plan, group)
                     names = [_name(image) for image in group]
                     sent.put(_Sent(plan, names, request, encrypt_ms, time.perf_counter()))
@@ -405,7 +456,7 @@ class Client:
     ) -> list[Prediction]:
         """Have one batch evaluated."""
         if self._batch_holder is None or self._batch_holder.plan.plan_id != plan.plan_id:
-            self._batch_holder = self._holder(self.plan).serving_batches(plan)
+            self._batch_holder = self._own().serving_batches(plan)
         sent = _SentBatch()
         try:
             ciphertexts = self._batch_holder.encrypt(values)
@@ -473,24 +524,31 @@ class Client:
             for name, row in zip(names, logits, strict=True)
         ]
 
-    def _grouped(self, images: Iterable[Image]) -> Iterator[tuple[PublicPlan, list[Image]]]:
-        pair = self.pair_plan
+    def _grouped(self, images: Iterable[Image], scheme: Scheme = "ckks") -> Iterator[tuple[_AnyPlan, list[Image]]]:
+        single = self._plan_for(scheme)
+        offered: tuple[_AnyPlan, ...] = self._described.plans if scheme == "ckks" else self._described.exact
+        pair = next((plan for plan in offered if plan.images == 2), None)
         if pair is None or not isinstance(images, Sequence | np.ndarray):
-            yield from ((self.plan, [image]) for image in images)
+            yield from ((single, [image]) for image in images)
             return
         for start in range(0, len(images), 2):
             group = list(images[start : start + 2])
-            yield (pair if len(group) == 2 else self.plan), group
+            yield (pair if len(group) == 2 else single), group
 
-    def _holder(self, plan: PublicPlan) -> KeyHolder:
-        """Return what encrypts and decrypts for a plan; the secret key is read once."""
+    def _own(self) -> KeyHolder:
+        """Return the holder of the secret key for the plan for one image; the key is read once."""
         if self._opened is None:
             self._opened = self.keys.open(self.plan)
+        return self._opened
+
+    def _holder(self, plan: _AnyPlan) -> KeyHolder | BfvKeyHolder:
+        """Return what encrypts and decrypts for a plan."""
         if plan.plan_id not in self._holders:
-            self._holders[plan.plan_id] = self._opened.serving(plan)
+            own = self._own()
+            self._holders[plan.plan_id] = own.serving(plan) if isinstance(plan, PublicPlan) else own.serving_exact(plan)
         return self._holders[plan.plan_id]
 
-    def _request(self, plan: PublicPlan, images: list[Image]) -> tuple[pb.PredictRequest, float]:
+    def _request(self, plan: _AnyPlan, images: list[Image]) -> tuple[pb.PredictRequest, float]:
         holder = self._holder(plan)
         key_set_id = self.keys.info().key_set_id
         started = time.perf_counter()
@@ -515,7 +573,7 @@ class Client:
 
     def _read(
         self,
-        plan: PublicPlan,
+        plan: _AnyPlan,
         names: list[str],
         request: pb.PredictRequest,
         encrypt_ms: float,
@@ -527,7 +585,7 @@ class Client:
         if digest(answer.ciphertexts) != answer.ciphertext_sha256:
             raise ReplyError(f"the answer for {told} was damaged on the way; ask again")
         try:
-            logits = self._holder(plan).decrypt(answer.ciphertexts)
+            answers = self._decrypted(plan, answer.ciphertexts)
         except FormatError as error:
             raise ReplyError(f"the answer for {told} cannot be decrypted: {error}") from error
         decrypt_ms = (time.perf_counter() - started) * 1e3
@@ -540,18 +598,33 @@ class Client:
             decrypt=decrypt_ms,
         )
         size = Bytes(upload=request.ByteSize(), reply=answer.ByteSize())
+        exact = isinstance(plan, PublicBfvPlan)
         return [
             Prediction(
                 source=name,
                 labels=plan.labels,
-                logits=row,
-                error_bound=plan.logit_error_bound,
+                logits=logits,
+                error_bound=bound,
                 milliseconds=milliseconds,
                 size=size,
                 images=plan.images,
+                scheme="bfv" if exact else "ckks",
+                integers=integers,
+                quantisation_error=plan.quantisation_error if isinstance(plan, PublicBfvPlan) else 0.0,
             )
-            for name, row in zip(names, logits, strict=True)
+            for name, (logits, bound, integers) in zip(names, answers, strict=True)
         ]
+
+    def _decrypted(
+        self, plan: _AnyPlan, replies: Sequence[bytes]
+    ) -> Iterator[tuple[Array, float, tuple[int, ...] | None]]:
+        """Return each image's logits, the bound on their error and, under BFV, the integers that they stand for."""
+        holder = self._holder(plan)
+        if isinstance(holder, KeyHolder):
+            logits, bounds = holder.decrypt_bounded(replies)
+            return zip(logits, bounds.tolist(), repeat(None))
+        rows = [tuple(map(int, row)) for row in holder.decrypt_integers(replies)]
+        return iter([(np.array(row, dtype=np.float64) / holder.plan.output_scale, 0.0, row) for row in rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -559,9 +632,10 @@ class _Described:
     """What a service says of a model: plans for few images, preprocessing, plan for batches and when they pay."""
 
     plans: tuple[PublicPlan, ...]
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     batch: PublicBatchPlan | None
     break_even: int | None
+    exact: tuple[PublicBfvPlan, ...]
 
 
 @dataclass
@@ -581,7 +655,7 @@ class _SentBatch:
 class _Sent:
     """A request of a stream that waits for its answer."""
 
-    plan: PublicPlan
+    plan: _AnyPlan
     names: list[str]
     request: pb.PredictRequest
     encrypt_ms: float

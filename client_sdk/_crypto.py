@@ -5,6 +5,7 @@ This is the only module of Hemacrypt that ever holds a secret key.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ import tenseal.sealapi as seal
 
 from hemacrypt import sealformat, sealio
 from hemacrypt.batch_plan import PublicBatchPlan
+from hemacrypt.bfv_plan import PublicBfvPlan, pack_rows, read_rows
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys
 from hemacrypt.network import Array, ComplexArray
@@ -90,6 +92,10 @@ class KeyHolder(_SecretKey):
         """Return a holder of the same secret key for batches, whose plan has the same parameters."""
         return BatchKeyHolder(plan, self.secret_bytes())
 
+    def serving_exact(self, plan: PublicBfvPlan) -> BfvKeyHolder:
+        """Return a holder of the same secret key for exact evaluation, whose plan has the same parameters."""
+        return BfvKeyHolder(plan, self.secret_bytes())
+
     def encrypt(self, images: npt.ArrayLike) -> list[bytes]:
         """Encrypt preprocessed images, as many as the plan takes at once.
 
@@ -115,6 +121,10 @@ class KeyHolder(_SecretKey):
         return sealio.dump(self._encryptor.encrypt_symmetric(plain))
 
     def decrypt(self, replies: Sequence[bytes]) -> Array:
+        """Decrypt the service's reply; see `decrypt_bounded`, which tells the error bounds as well."""
+        return self.decrypt_bounded(replies)[0]
+
+    def decrypt_bounded(self, replies: Sequence[bytes]) -> tuple[Array, Array]:
         """Decrypt the service's reply.
 
         Parameters
@@ -124,27 +134,35 @@ class KeyHolder(_SecretKey):
 
         Returns
         -------
-        array of the logits, shape (images, logits)
+        array of the logits, shape (images, logits), and the bound on the error of each image's logits, shape (images,)
 
         Raises
         ------
         FormatError
             If the reply is not as many ciphertexts of the plan's last level and output scale as it promises, was not
-            computed under this key, or holds logits that do not fit the last modulus.
+            computed under this key, or holds logits that do not fit the last modulus; or if the guard says that values
+            between the layers were larger than the error bound holds for.
         """
         plan = self.plan
         if len(replies) != plan.output_layout.ciphertexts:
             raise FormatError("reply", f"{len(replies)} ciphertexts; expected {plan.output_layout.ciphertexts}")
         slots = np.stack([self._decrypted(reply) for reply in replies])
         # Under another key, and for most answers that are no evaluation at all, every slot holds something else.
-        if plan.output_layout.spread(slots) > plan.copy_tolerance:
+        if max(plan.output_layout.spread(slots), plan.output_layout.rest(slots)) > plan.copy_tolerance:
             raise FormatError(
                 "reply", "the copies of a logit disagree; it was not computed from what this key encrypted"
             )
-        logits = plan.output_layout.unpack(slots)
-        if np.abs(logits).max() > plan.logit_limit / 2:
+        values = plan.output_layout.unpack(slots)
+        if np.abs(values).max() > plan.logit_limit / 2:
             raise FormatError("reply", "a logit is too large for the last modulus; the image is unlike all trained on")
-        return logits
+        logits, guards = values[:, : len(plan.labels)], values[:, len(plan.labels) :].sum(axis=1)
+        if plan.guards and guards.max() > plan.guard_limit:
+            raise FormatError(
+                "reply",
+                "values between the layers are larger than those of all calibration images, so that no error bound "
+                "holds; the image is unlike all trained on: check how it was made",
+            )
+        return logits, plan.error_bounds(guards)
 
     def _decrypted(self, reply: bytes) -> ComplexArray:
         plan = self.plan
@@ -248,3 +266,143 @@ class BatchKeyHolder(_SecretKey):
         checked = sealformat.check_ciphertext(reply, plan.parameters, plan.output_level, plan.output_scale, self._minor)
         self._decryptor.decrypt(sealio.load(seal.Ciphertext(), self._context, checked), plain)
         return np.array(self._encoder.decode_double(plain))
+
+
+class _Modulus:
+    """What encrypts and decrypts under one plaintext modulus: the secret key under that modulus' name."""
+
+    def __init__(self, parameters: Parameters, plain_modulus: int, secret: bytes) -> None:
+        self._parameters, self._modulus = parameters, plain_modulus
+        self._minor = sealio.seal_minor_version()
+        self._context = sealio.make_context(parameters, plain_modulus)
+        renamed = sealio.truncated_secret(secret, parameters, parameters.top_level, plain_modulus)
+        key = sealio.load(seal.SecretKey(), self._context, renamed)
+        self._encoder = seal.BatchEncoder(self._context)
+        self._encryptor = seal.Encryptor(self._context, key)
+        self._decryptor = seal.Decryptor(self._context, key)
+
+    def encrypt(self, rows: npt.NDArray[np.int64]) -> bytes:
+        """Encrypt both rows of one ciphertext, shape (2, slots)."""
+        plain = sealio.encode_rows(self._encoder, rows, self._modulus)
+        return sealio.dump(self._encryptor.encrypt_symmetric(plain))
+
+    def decrypt(self, reply: bytes, level: int) -> npt.NDArray[np.int64]:
+        """Check and decrypt a ciphertext from the wire; both rows modulo the plaintext modulus, shape (2, slots)."""
+        checked = sealformat.check_ciphertext(reply, self._parameters, level, 1.0, self._minor, self._modulus)
+        plain = seal.Plaintext()
+        self._decryptor.decrypt(sealio.load(seal.Ciphertext(), self._context, checked), plain)
+        return np.array(self._encoder.decode_uint64(plain), dtype=np.int64).reshape(2, -1)
+
+
+class BfvKeyHolder(_SecretKey):
+    """The same for exact evaluation under BFV, one ciphertext for each plaintext modulus.
+
+    The secret key and the evaluation keys are those of CKKS (see `hemacrypt.bfv_plan`).
+
+    Parameters
+    ----------
+    plan:
+        The public plan that everything is for.
+    secret:
+        A secret key serialised by `secret_bytes`; a new one is generated when there is none.
+
+    Raises
+    ------
+    PlanError
+        If SEAL rejects the plan's parameters.
+    FormatError
+        If the secret key is for other parameters.
+    """
+
+    def __init__(self, plan: PublicBfvPlan, secret: bytes | None = None) -> None:
+        super().__init__(plan.parameters, plan.keys, secret)
+        self.plan = plan
+        key = self.secret_bytes()
+        self._moduli = [_Modulus(plan.parameters, modulus, key) for modulus in plan.plain_moduli]
+
+    def __repr__(self) -> str:
+        return f"BfvKeyHolder(model={self.plan.model!r}, degree={self.plan.parameters.degree})"
+
+    def encrypt(self, images: npt.ArrayLike) -> list[bytes]:
+        """Quantise and encrypt preprocessed images, as many as the plan takes at once.
+
+        Parameters
+        ----------
+        images:
+            Shape (channels, height, width) for one, (images, channels, height, width) for several.
+
+        Returns
+        -------
+        list of bytes
+            Seeded symmetric ciphertexts at the plan's top level: all of the first plaintext modulus, then of the next.
+
+        Raises
+        ------
+        PlanError
+            If the images do not fit the plan or hold numbers that are not finite or out of range.
+        """
+        plan = self.plan
+        scaled = np.rint(np.asarray(images, dtype=np.float64) * plan.input_scale)
+        room = min(math.prod(plan.plain_moduli) / 2, 2.0**53)
+        if not (scaled.size and np.abs(scaled).max() < room):
+            raise PlanError("the image holds values that are no finite numbers of moderate size; preprocess it first")
+        rows = pack_rows(plan.input_layout, scaled)
+        return [modulus.encrypt(content) for modulus in self._moduli for content in rows]
+
+    def decrypt_integers(self, replies: Sequence[bytes]) -> npt.NDArray[np.object_]:
+        """Decrypt the service's reply to the integers that the quantised network has for logits.
+
+        Parameters
+        ----------
+        replies:
+            Ciphertexts straight from the wire.
+
+        Returns
+        -------
+        array of Python integers, shape (images, logits)
+
+        Raises
+        ------
+        FormatError
+            If the reply is not as many ciphertexts of the plan's output level as it promises, was not computed under
+            this key, or holds integers that no valid image makes.
+        """
+        plan = self.plan
+        if len(replies) != plan.output_ciphertexts:
+            raise FormatError("reply", f"{len(replies)} ciphertexts; expected {plan.output_ciphertexts}")
+        logits: npt.NDArray[np.object_] = np.zeros((plan.images, len(plan.labels)), dtype=object)
+        whole, each = math.prod(plan.plain_moduli), plan.output_layout.ciphertexts
+        for number, (holder, modulus) in enumerate(zip(self._moduli, plan.plain_moduli, strict=True)):
+            mine = replies[number * each : (number + 1) * each]
+            residues = self._residues(np.stack([holder.decrypt(reply, plan.output_level) for reply in mine]))
+            others = whole // modulus
+            logits += residues.astype(object) * (others * pow(others, -1, modulus))
+        logits %= whole
+        logits = np.where(logits > whole // 2, logits - whole, logits)
+        if (abs(logits) > plan.largest_logit).any():
+            raise FormatError("reply", f"a logit exceeds {plan.largest_logit}, which no valid image can make it do")
+        return logits
+
+    def decrypt(self, replies: Sequence[bytes]) -> Array:
+        """Decrypt the service's reply to logits in the network's units, shape (images, logits); see `decrypt_integers`.
+
+        Exactly the integers of `decrypt_integers`, divided by the plan's output scale.
+        """
+        logits: Array = (self.decrypt_integers(replies) / self.plan.output_scale).astype(np.float64)
+        return logits
+
+    def _residues(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Read logits modulo one plaintext modulus from rows (ciphertexts, 2, slots), shape (images, logits).
+
+        All copies of a logit are equal and no other slot holds anything, or the reply was computed from something else:
+        with another key, or too much noise, every slot is a random number.
+        """
+        layout = self.plan.output_layout
+        copies = read_rows(layout, rows)
+        used = pack_rows(layout, np.ones((self.plan.images, len(self.plan.labels)))) != 0
+        if (copies != copies[:, :1]).any() or rows[~used].any():
+            raise FormatError(
+                "reply", "the copies of a logit disagree; it was not computed from what this key encrypted"
+            )
+        found: npt.NDArray[np.int64] = copies[:, 0].astype(np.int64)
+        return found

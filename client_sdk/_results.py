@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from hemacrypt.network import Array
+
+Scheme = Literal["ckks", "bfv"]
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,17 @@ class Prediction:
     logits:
         Shape (labels,). They do not show when the prediction is printed or logged.
     error_bound:
-        Bound on the error that encryption added to a logit.
+        Bound on the error that encryption added to a logit; 0 under BFV, which is exact.
     milliseconds, size:
         Cost of the request that carried the image.
     images:
         How many images the request carried.
+    scheme:
+        ``ckks``, or ``bfv``: then the logits are those of the network with integer weights.
+    integers:
+        The integer logits themselves, under BFV.
+    quantisation_error:
+        How far integer weights and inputs may have moved a logit, as the plan predicts; 0 under CKKS.
     """
 
     source: str
@@ -78,6 +87,9 @@ class Prediction:
     milliseconds: Milliseconds
     size: Bytes
     images: int = 1
+    scheme: Scheme = "ckks"
+    integers: tuple[int, ...] | None = field(default=None, repr=False)
+    quantisation_error: float = 0.0
 
     @property
     def index(self) -> int:
@@ -109,8 +121,9 @@ class Prediction:
 
     @property
     def decided_beyond_error(self) -> bool:
-        """Whether the label would be the same for every error within the bound."""
+        """Whether the label would be the same for every error of encryption and quantisation within their bounds."""
+        bound = self.error_bound + self.quantisation_error
         if len(self.logits) == 1:
-            return bool(abs(self.logits[0]) > self.error_bound)
+            return bool(abs(self.logits[0]) > bound)
         top = np.sort(self.logits)[-2:]
-        return bool(top[1] - top[0] > 2 * self.error_bound)
+        return bool(top[1] - top[0] > 2 * bound)

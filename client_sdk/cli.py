@@ -1,4 +1,4 @@
-"""The hospital's commands: ``models``, ``keygen``, ``register``, ``predict``, ``forget``, ``demo``."""
+"""The hospital's commands: ``models``, ``keygen``, ``register``, ``predict``, ``forget``, ``demo``, ``verify``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 
 from client_sdk._client import Client
-from client_sdk._results import Prediction
+from client_sdk._results import Prediction, Scheme
 from hemacrypt import DISCLAIMER
 from hemacrypt.engines import DEFAULT_ENGINE
 from hemacrypt.errors import ImageError
-from hemacrypt.preprocess import read_pixels
 
 ServerOption = Annotated[
     str, typer.Option("--server", "-s", envvar="HEMACRYPT_SERVER", help="host:port of the service.")
@@ -34,6 +33,13 @@ TlsOption = Annotated[
     Path | None, typer.Option("--tls-root", help="PEM certificate of the authority that signed the service's.")
 ]
 _SERVER, _MODEL = "127.0.0.1:50051", "leukaemia"
+
+
+class SchemeChoice(StrEnum):
+    """How images are encrypted."""
+
+    ckks = "ckks"
+    bfv = "bfv"
 
 
 class LayoutChoice(StrEnum):
@@ -92,14 +98,23 @@ def predict(
         LayoutChoice,
         typer.Option(help="One by one, all in batches, or whichever takes less time for so many images."),
     ] = LayoutChoice.auto,
+    scheme: Annotated[
+        SchemeChoice,
+        typer.Option(help="ckks: logits within a bounded error. bfv: integer weights, exact, one by one, slower."),
+    ] = SchemeChoice.ckks,
 ) -> None:
     """Encrypt images, have them evaluated, decrypt and print the answers."""
+    if scheme is SchemeChoice.bfv and layout is LayoutChoice.batch:
+        raise typer.BadParameter("batches are evaluated under ckks; leave --layout or --scheme out")
     console = Console()
     table = Table("image", "prediction", "probability", "ms", title=DISCLAIMER, title_justify="left")
     with Client(server, model, key_directory=keys, root_certificate=tls_root) as client:
         client.prepare()
         chosen = client.layout_for(len(images)) if layout is LayoutChoice.auto else layout.value
-        answers = _in_batches(client, images) if chosen == "batch" else _one_by_one(client, images)
+        if chosen == "batch" and scheme is SchemeChoice.ckks:
+            answers = _in_batches(client, images)
+        else:
+            answers = _one_by_one(client, images, scheme.value)
         done = 0
         for answer in answers:
             done += 1
@@ -114,10 +129,10 @@ def predict(
         raise typer.Exit(1)
 
 
-def _one_by_one(client: Client, images: list[Path]) -> Iterator[Prediction]:
+def _one_by_one(client: Client, images: list[Path], scheme: Scheme) -> Iterator[Prediction]:
     for image in images:
         try:
-            yield client.predict(image)
+            yield client.predict(image, scheme=scheme)
         except ImageError as error:
             typer.secho(f"error: {error}", err=True, fg="red")
 
@@ -127,7 +142,7 @@ def _in_batches(client: Client, images: list[Path]) -> Iterator[Prediction]:
     preprocessing, pixels, names = client.preprocessing, [], []
     for image in images:
         try:
-            reduced = preprocessing.reduce(read_pixels(image, preprocessing.image_size))
+            reduced = preprocessing.read(image)
             preprocessing(reduced)
         except ImageError as error:
             typer.secho(f"error: {error}", err=True, fg="red")
@@ -161,17 +176,67 @@ def demo(
     raise typer.Exit(0 if run_demo(out, limit, workers, Console(), engine) == 0 else 1)
 
 
+def verify(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle written by `hemacrypt export`; default: the embedded one.")
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(help="Image files, folders, or .npz with `images` and `labels`; default: the embedded sample."),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Only images of an .npz for which this holds: a boolean array, or for example dup_of<0."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images, evenly spread.")] = None,
+    scheme: Annotated[list[SchemeChoice] | None, typer.Option(help="Repeatable. [default: both]")] = None,
+    engine: Annotated[str, typer.Option(help="Engine: vector, or seal, the reference.")] = DEFAULT_ENGINE,
+    threads: Annotated[int, typer.Option(min=1, max=64, help="Threads for one image (engine vector).")] = 1,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write what came of it here.")] = None,
+) -> None:
+    """Run a model encrypted and in the clear on real images, here, and compare: needs a bundle and no service.
+
+    Exit status 1 when a prediction disagrees, an integer differs, or an error is beyond its bound.
+    """
+    from client_sdk import verify as verifying
+    from client_sdk.cases import load
+    from hemacrypt.bundle import Bundle
+    from hemacrypt.embedded import bundle_path
+
+    console = Console()
+    chosen = [choice.value for choice in dict.fromkeys(scheme or SchemeChoice)]
+    model, cases = Bundle.read(bundle or bundle_path()), load(images or (), where or (), limit)
+    console.print(
+        f"[bold]Hemacrypt verify[/]: {escape(model.manifest.name)}, {len(cases)} images, {' and '.join(chosen)}"
+    )
+    records = verifying.verify(model, cases, chosen, engine, threads, console)
+    if json_file is not None:
+        verifying.write(records, json_file)
+        console.print(f"written: {json_file}", highlight=False)
+    wrong = [(record["scheme"], told) for record in records for told in verifying.failures(record)]
+    for name, told in wrong:
+        typer.secho(f"{name}: {told}", err=True, fg="red")
+    console.print(f"[bold]{DISCLAIMER}[/]")
+    raise typer.Exit(1 if wrong else 0)
+
+
 def as_record(answer: Prediction) -> dict[str, object]:
     """Return a prediction as plain values, for JSON."""
-    digits = max(-math.ceil(math.log10(answer.error_bound)), 0)
     return {
         "image": answer.source,
+        "scheme": answer.scheme,
         "label": answer.label,
         "probabilities": answer.probabilities,
         # Digits below the error bound say nothing of the cell, but might of the key (see docs/threat-model.md).
-        "logits": [round(logit, digits) for logit in answer.logits.tolist()],
+        "logits": [_without_noise(logit, answer.error_bound) for logit in answer.logits.tolist()],
         "logit_error_bound": answer.error_bound,
+        "quantisation_error": answer.quantisation_error,
         "milliseconds": asdict(answer.milliseconds),
         "bytes": asdict(answer.size),
         "note": DISCLAIMER,
     }
+
+
+def _without_noise(logit: float, bound: float) -> float:
+    """Round a logit to the digits that its error bound leaves; an exact one stays as it is."""
+    return round(logit, max(-math.ceil(math.log10(bound)), 0)) if bound else logit

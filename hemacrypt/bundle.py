@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hemacrypt.errors import BundleError, NetworkError
 from hemacrypt.network import Array, CollapsedNetwork, Convolution, Dense, Linear
-from hemacrypt.preprocess import Preprocessing
+from hemacrypt.preprocess import AnyPreprocessing
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -73,7 +73,7 @@ class Manifest(_Record):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     description: str = ""
     labels: tuple[str, ...]
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     layers: tuple[LayerRecord, ...] = Field(min_length=1)
     training: dict[str, Any] = Field(default_factory=dict, description="settings that make the run repeatable")
     data: dict[str, Any] = Field(default_factory=dict, description="fingerprint and protocol of the training data")
@@ -128,7 +128,7 @@ class Bundle:
         *,
         name: str,
         labels: tuple[str, ...],
-        preprocessing: Preprocessing,
+        preprocessing: AnyPreprocessing,
         description: str = "",
         training: Mapping[str, Any] | None = None,
         data: Mapping[str, Any] | None = None,
@@ -187,11 +187,10 @@ class Bundle:
     def _write_files(self, staging: Path) -> None:
         tensors: dict[str, npt.NDArray[np.float32]] = {}
         for index, layer in enumerate(self.network.linears):
-            weight = layer.weight if isinstance(layer, Dense) else layer.kernel
-            tensors[f"layers.{index}.weight"] = weight.astype(np.float32, order="C")
-            tensors[f"layers.{index}.bias"] = layer.bias.astype(np.float32)
+            parts = {"weight": layer.weight if isinstance(layer, Dense) else layer.kernel, "bias": layer.bias}
             if self.network.magnitudes is not None:
-                tensors[f"layers.{index}.magnitude"] = self.network.magnitudes[index].astype(np.float32)
+                parts["magnitude"] = self.network.magnitudes[index]
+            tensors |= {f"layers.{index}.{part}": _float32(part, index, values) for part, values in parts.items()}
         (staging / TENSORS).write_bytes(safetensors.numpy.save(tensors))
         for name, part in ((WEIGHTS_CSV, "weight"), (BIAS_CSV, "bias")):
             with (staging / name).open("w", encoding="ascii", newline="\n") as file:
@@ -237,6 +236,17 @@ class Bundle:
                 f"{directory}: manifest and tensors disagree ({error}); export the model again"
             ) from error
         return cls(manifest, network)
+
+
+def _float32(part: str, index: int, values: Array) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float32, order="C")
+    if not np.isfinite(rounded).all():
+        raise BundleError(
+            f"layers.{index}.{part} reaches {np.abs(values).max():.3g}; a bundle holds float32, up to 3.4e38: "
+            "scale the network down"
+        )
+    return rounded
 
 
 def _is_bundle(directory: Path) -> bool:

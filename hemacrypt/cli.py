@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -21,7 +21,8 @@ from hemacrypt.errors import HemacryptError
 
 # The order of a first visit, not of the alphabet.
 _ORDER = (
-    "demo", "train", "export", "plan", "evaluate", "serve", "models", "keygen", "register", "predict", "forget"
+    "demo", "verify", "train", "export", "convert", "plan", "evaluate", "serve",
+    "models", "keygen", "register", "predict", "forget",
 )  # fmt: skip
 _PANELS = {"training": "Laboratory: train and export", "service": "Laboratory: serve", "client_sdk": "Hospital"}
 
@@ -36,6 +37,24 @@ def plan(
     key_budget_mb: Annotated[
         float | None, typer.Option(help="Megabytes that evaluation keys may take. [default: about 34]")
     ] = None,
+    precision: Annotated[
+        int | None,
+        typer.Option(help="k for logits to within 2^-k; ckks only. [default: what the model's margins ask for]"),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="Whose errors are predicted: vector or seal; ckks only.")] = "vector",
+    scheme: Annotated[
+        Literal["ckks", "bfv"], typer.Option(help="ckks: real numbers with a bounded error; bfv: integers, exactly.")
+    ] = "ckks",
+    plain_moduli: Annotated[
+        str, typer.Option(help="Plaintext moduli to use, with commas; bfv only. [default: as few as are needed]")
+    ] = "",
+    degree: Annotated[
+        int | None, typer.Option(help="Polynomial degree to use; bfv only. [default: the smallest that serves]")
+    ] = None,
+    magnitudes: Annotated[
+        Literal["worst", "measured"],
+        typer.Option(help="Room for any input in range, or for 16 times what training data made; bfv only."),
+    ] = "worst",
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Explain how a model runs under encryption: parameters, levels, scales, rotations, error, sizes."""
@@ -47,7 +66,28 @@ def plan(
     from hemacrypt.planner.report import describe, show
 
     budget = None if key_budget_mb is None else round(key_budget_mb * 1e6)
-    layouts = plan_bundle_layouts(Bundle.read(bundle or bundle_path()), budget)
+    if scheme == "bfv" and precision is not None:
+        raise PlanError("a precision is chosen for CKKS only: under BFV integers are exact; leave it out")
+    if scheme == "bfv":
+        from hemacrypt.planner.bfv import plan_bfv_bundle
+        from hemacrypt.planner.bfv_report import describe_bfv, show_bfv
+
+        exact = plan_bfv_bundle(
+            Bundle.read(bundle or bundle_path()),
+            images=images,
+            plain_moduli=_integers(plain_moduli),
+            degree=degree,
+            magnitudes=magnitudes,
+            key_budget=budget,
+        )
+        if as_json:
+            print(json.dumps(describe_bfv(exact), indent=2))
+        else:
+            show_bfv(exact, Console())
+        return
+    if plain_moduli or degree is not None or magnitudes != "worst":
+        raise PlanError("plaintext moduli, degree and magnitudes are chosen for BFV only; add --scheme bfv")
+    layouts = plan_bundle_layouts(Bundle.read(bundle or bundle_path()), budget, precision=precision, engine=engine)
     if images > 2:
         if as_json:
             print(json.dumps(describe_comparison(layouts, images), indent=2))
@@ -61,6 +101,16 @@ def plan(
         print(json.dumps(describe(planned), indent=2))
     else:
         show(planned, Console())
+
+
+def _integers(listed: str) -> tuple[int, ...] | None:
+    """Read integers between commas; None where there are none."""
+    from hemacrypt.errors import PlanError
+
+    try:
+        return tuple(int(word) for word in listed.split(",")) if listed else None
+    except ValueError:
+        raise PlanError(f"plaintext moduli {listed!r}; expected integers with commas between them") from None
 
 
 def _version(wanted: bool) -> None:
@@ -105,7 +155,7 @@ def application() -> typer.Typer:
         except ImportError as error:
             command = _unavailable(entry, error)
         panel = _PANELS.get(entry.module.split(".")[0], "Laboratory: train and export")
-        app.command(name, rich_help_panel="First" if name == "demo" else panel)(command)
+        app.command(name, rich_help_panel="First" if name in ("demo", "verify") else panel)(command)
     return app
 
 

@@ -6,6 +6,7 @@
     ├── NetworkError      a network that is no chain of affine maps and squares, or has impossible shapes
     ├── BundleError       a model bundle that is missing, altered or of another schema
     ├── ImageError        an image that cannot be what the model was trained on
+    ├── InteropError      a file of another program that is damaged, or holds a network that is not of the family
     ├── PlanError         no parameters serve this network, or a plan does not fit what it is used with
     └── FormatError       bytes that are not the SEAL object they should be
 
@@ -29,6 +30,10 @@ class BundleError(HemacryptError):
 
 class ImageError(HemacryptError):
     """The image cannot be read, or is not the kind of image that the model was trained on."""
+
+
+class InteropError(HemacryptError):
+    """A file of another program cannot be read: damaged, or not of the family of networks that folds."""
 
 
 class PlanError(HemacryptError):

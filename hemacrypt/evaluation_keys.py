@@ -16,6 +16,7 @@ from typing import Final
 
 from hemacrypt import sealformat
 from hemacrypt.batch_plan import PublicBatchPlan
+from hemacrypt.bfv_plan import PublicBfvPlan
 from hemacrypt.errors import FormatError
 from hemacrypt.plan import KeyGroup, PublicPlan
 
@@ -98,7 +99,7 @@ class EvaluationKeys:
             raise FormatError("Galois keys", "the key set ends before them; upload it again")
         return cls(tuple(LevelKeys(*parts[index : index + 2]) for index in range(0, len(parts), 2)))
 
-    def grouped(self, plan: PublicPlan | PublicBatchPlan) -> list[tuple[KeyGroup, LevelKeys]]:
+    def grouped(self, plan: PublicPlan | PublicBatchPlan | PublicBfvPlan) -> list[tuple[KeyGroup, LevelKeys]]:
         """Return the plan's groups with their keys, after making sure that nothing is missing or too many.
 
         Raises
@@ -121,7 +122,7 @@ def key_set_id(blob: bytes) -> str:
     return hashlib.sha256(blob).hexdigest()
 
 
-def largest_key_set(plan: PublicPlan | PublicBatchPlan) -> int:
+def largest_key_set(plan: PublicPlan | PublicBatchPlan | PublicBfvPlan) -> int:
     """Return how many bytes a key set for a plan may have: what fully expanded, uncompressed keys would need."""
     total, slack = len(_MAGIC), 1 << 14
     for group in plan.keys:

@@ -94,7 +94,8 @@ class Convolution:
     kernel:
         Shape (out channels, in channels, height, width).
     bias:
-        Shape (out channels,).
+        Shape (out channels,), or (out channels, out height, out width) where it depends on the position: constants that
+        were padded with zeros are missing at the border.
     input_shape:
         (channels, height, width) of the feature map it reads.
     stride:
@@ -116,7 +117,7 @@ class Convolution:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kernel", _finite("convolution kernel", self.kernel, 4))
-        object.__setattr__(self, "bias", _finite("convolution bias", self.bias, 1))
+        object.__setattr__(self, "bias", _finite("convolution bias", self.bias, 3 if np.ndim(self.bias) == 3 else 1))
         if self.kernel.shape[0] != self.bias.shape[0]:
             raise NetworkError(f"convolution has {self.kernel.shape[0]} filters but {self.bias.shape[0]} biases")
         if len(self.input_shape) != 3 or min(self.input_shape) < 1:
@@ -129,6 +130,8 @@ class Convolution:
             raise NetworkError(f"stride {self.stride}, padding {self.padding}: expected stride ≥ 1 and padding ≥ 0")
         if min(self.output_shape) < 1:
             raise NetworkError(f"convolution leaves an empty map of shape {self.output_shape}; use a smaller kernel")
+        if self.bias.ndim == 3 and self.bias.shape != self.output_shape:
+            raise NetworkError(f"convolution has biases of shape {self.bias.shape} for a map of {self.output_shape}")
 
     @property
     def output_shape(self) -> Shape:
@@ -166,6 +169,8 @@ class Convolution:
 
     def offset(self) -> Array:
         """Return the constant part, shape (outputs,)."""
+        if self.bias.ndim == 3:
+            return self.bias.ravel()
         _, height, width = self.output_shape
         return np.repeat(self.bias, height * width)
 
@@ -180,7 +185,7 @@ class Convolution:
                     :, :, i : i + self.stride * height : self.stride, j : j + self.stride * width : self.stride
                 ]
                 out += np.einsum("oc,bchw->bohw", self.kernel[:, :, i, j], window, optimize=True)
-        return (out + self.bias[:, None, None]).reshape(len(maps), -1)
+        return out.reshape(len(maps), -1) + self.offset()
 
     def describe(self) -> str:
         """Say in a few words what the layer is."""

@@ -87,6 +87,11 @@ class Parameters:
         return math.prod((*self.data_primes, self.special_prime)).bit_length()
 
     @property
+    def prime_bits(self) -> int:
+        """Bits of the shortest data prime."""
+        return min(self.data_primes).bit_length()
+
+    @property
     def slots(self) -> int:
         """Numbers that one ciphertext holds: N / 2."""
         return self.degree // 2
@@ -100,15 +105,15 @@ class Parameters:
         """Return log2 of the ciphertext modulus at a level."""
         return sum(math.log2(prime) for prime in self.data_primes[: level + 1])
 
-    def parms_id(self, level: int | None = None) -> bytes:
+    def parms_id(self, level: int | None = None, plain_modulus: int = 0) -> bytes:
         """Return SEAL's name for the parameters at a level, 32 bytes; None names the key level, special prime included.
 
-        SEAL 4, ``EncryptionParameters::compute_parms_id``: BLAKE2b-256 over the 64-bit words scheme (2 is CKKS),
+        SEAL 4, ``EncryptionParameters::compute_parms_id``: BLAKE2b-256 over the 64-bit words scheme (1 is BFV, 2 CKKS),
         degree, primes, plain modulus (0 in CKKS).
         """
         key_level = (*self.data_primes, self.special_prime)
         primes = key_level if level is None else self.data_primes[: level + 1]
-        words = (2, self.degree, *primes, 0)
+        words = (1 if plain_modulus else 2, self.degree, *primes, plain_modulus)
         return hashlib.blake2b(struct.pack(f"<{len(words)}Q", *words), digest_size=32).digest()
 
     @cached_property
@@ -275,6 +280,16 @@ class Layout:
         """Return how far a copy of a value lies from the mean of its copies at most."""
         copies = self._copies(slots)
         return float(np.abs(copies - copies.mean(axis=1, keepdims=True)).max())
+
+    def rest(self, slots: npt.ArrayLike) -> float:
+        """Return the largest absolute value of parts of slots that hold no value: an evaluation leaves them at zero."""
+        found = np.asarray(slots, dtype=np.complex128).reshape(self.ciphertexts, self.copies, self.period)
+        parts = np.stack([found.real, found.imag]).transpose(0, 2, 1, 3).reshape(2, self.copies, -1)
+        unused = np.ones((2, parts.shape[2]), dtype=bool)
+        unused[self.flags.astype(np.intp), self.positions] = False
+        if self.images == 2:
+            unused[1] = unused[0]
+        return float(np.abs(parts.transpose(1, 0, 2)[:, unused]).max(initial=0.0))
 
     def _copies(self, slots: npt.ArrayLike) -> Array:
         """Return every copy of every value, shape (images, copies, values)."""
@@ -459,6 +474,19 @@ def united(plans: Iterable[tuple[KeyGroup, ...]]) -> tuple[KeyGroup, ...]:
     return tuple(found[level] for level in sorted(found, reverse=True))
 
 
+def without_repeats(groups: Sequence[KeyGroup]) -> tuple[KeyGroup, ...]:
+    """Leave out keys that a higher level has too: cut to fewer primes it serves every lower level."""
+    left: list[KeyGroup] = []
+    relinearises, known = False, set[int]()
+    for group in groups:
+        elements = tuple(element for element in group.elements if element not in known)
+        relinearise = group.relinearise and not relinearises
+        if elements or relinearise:
+            left.append(KeyGroup(group.level, relinearise, elements))
+        relinearises, known = relinearises or relinearise, known | set(elements)
+    return tuple(left)
+
+
 def check_key_groups(parameters: Parameters, groups: Sequence[KeyGroup]) -> None:
     """Make sure that key groups contradict neither each other nor the parameters.
 
@@ -498,13 +526,18 @@ class PublicPlan:
     keys:
         Evaluation keys that the service needs, highest level first; they may serve other plans of the model as well.
     logit_error_bound:
-        Predicted bound on the error of a decrypted logit.
+        Predicted bound on the error of a decrypted logit, for all images that the guard lets pass.
     logit_limit:
         Logits beyond this absolute value do not fit the last modulus.
     copy_error_bound:
         Predicted bound on the error of a single copy of a logit, but for the rounding of the last rescale.
     preprocessing_digest:
         SHA-256 of the preprocessing that makes the input, hexadecimal; empty when none is declared.
+    guard_limit:
+        When above 0, a value more follows the logits, the *guard*: how large the values before the last square were
+        (their squares' sum). Beyond this limit an image is unlike all that were calibrated on, and no bound holds.
+    logit_error_floor:
+        The bound where the guard is 0; between, the square of the bound grows with the guard.
     """
 
     model: str
@@ -519,13 +552,22 @@ class PublicPlan:
     logit_limit: float
     copy_error_bound: float
     preprocessing_digest: str = ""
+    guard_limit: float = 0.0
+    logit_error_floor: float = 0.0
 
     def __post_init__(self) -> None:
         slots = self.parameters.slots
+        if not (0 <= self.guard_limit < math.inf and 0 <= self.logit_error_floor <= self.logit_error_bound):
+            raise PlanError(
+                f"guard limit {self.guard_limit:g}, error from {self.logit_error_floor:g} to "
+                f"{self.logit_error_bound:g}; expected finite numbers in ascending order"
+            )
         if self.input_layout.slots != slots or self.output_layout.slots != slots:
             raise PlanError(f"layouts have other slots than the {slots} of degree {self.parameters.degree}")
-        if len(self.labels) != len(self.output_layout.positions):
-            raise PlanError(f"{len(self.labels)} labels for {len(self.output_layout.positions)} logits")
+        if len(self.labels) + self.guards != len(self.output_layout.positions):
+            raise PlanError(
+                f"{len(self.labels)} labels and {self.guards} guards for {len(self.output_layout.positions)} values"
+            )
         if self.input_layout.images != self.output_layout.images:
             raise PlanError(f"{self.input_layout.images} images in, {self.output_layout.images} out; expected as many")
         check_key_groups(self.parameters, self.keys)
@@ -541,6 +583,30 @@ class PublicPlan:
     def images(self) -> int:
         """How many images one request carries."""
         return self.input_layout.images
+
+    @property
+    def guards(self) -> int:
+        """How many values follow the logits: 1, or 0 without a guard."""
+        return int(self.guard_limit > 0)
+
+    def error_bounds(self, guards: Array) -> Array:
+        """Return the bound on the error of a logit for images whose guards have these values, shape (images,)."""
+        if not self.guards:
+            return np.full(np.shape(guards), self.logit_error_bound)
+        used = np.clip(np.asarray(guards) / self.guard_limit, 0, 1)
+        floor = self.logit_error_floor**2
+        bounds: Array = np.sqrt(floor + (self.logit_error_bound**2 - floor) * used)
+        return bounds
+
+    @property
+    def input_ciphertexts(self) -> int:
+        """How many ciphertexts a request consists of."""
+        return self.input_layout.ciphertexts
+
+    @property
+    def output_ciphertexts(self) -> int:
+        """How many ciphertexts a reply consists of."""
+        return self.output_layout.ciphertexts
 
     @property
     def galois_keys(self) -> int:
@@ -585,7 +651,16 @@ class PublicPlan:
             "scales": [self.input_scale.hex(), self.output_scale.hex()],
             "keys": self.keys,
             "preprocessing": self.preprocessing_digest,
-            "error": [self.logit_error_bound.hex(), self.logit_limit.hex(), self.copy_error_bound.hex()],
+            "error": [
+                bound.hex()
+                for bound in (
+                    self.logit_error_bound,
+                    self.logit_limit,
+                    self.copy_error_bound,
+                    self.guard_limit,
+                    self.logit_error_floor,
+                )
+            ],
         }
         return _digest(content)
 
@@ -629,16 +704,21 @@ class Plan:
 
 
 def is_prime(number: int) -> bool:
-    """Tell whether a number below 3.2 * 10^9 is prime (Miller-Rabin; bases of Jaeschke, 1993, decide below that)."""
+    """Tell whether a number below 2^64 is prime: Miller-Rabin with the first twelve primes, which decide there.
+
+    Source: Sorenson and Webster, "Strong pseudoprimes to twelve prime bases", 2015.
+    """
+    bases = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
     if number < 2:
         return False
-    for prime in (2, 3, 5, 7):
+    for prime in bases:
         if number % prime == 0:
             return number == prime
     odd, twos = number - 1, 0
     while odd % 2 == 0:
         odd, twos = odd // 2, twos + 1
-    for base in (2, 3, 5, 7):
+    # Four of them suffice below 3.2 * 10^9 (Jaeschke, "On strong pseudoprimes to several bases", 1993).
+    for base in bases[: 4 if number < 3_200_000_000 else None]:
         power = pow(base, odd, number)
         if power in (1, number - 1):
             continue

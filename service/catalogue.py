@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hemacrypt import sealformat
 from hemacrypt.batch_plan import BatchPlan
 from hemacrypt.batch_schedule import make_schedule, memory_bytes
+from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.bundle import Bundle
 from hemacrypt.errors import BundleError
 from hemacrypt.evaluation_keys import largest_key_set
@@ -36,6 +37,10 @@ class Model:
         Why there is no batch plan.
     break_even:
         Fewest images for which a batch takes less time; None when it never does.
+    exact:
+        For one image under BFV, with the same keys; empty when the network is not evaluated so.
+    no_exact:
+        Why there is no exact plan.
     """
 
     bundle: Bundle
@@ -43,6 +48,8 @@ class Model:
     batch: BatchPlan | None = None
     no_batch: str = "its network has no plan for batches"
     break_even: int | None = None
+    exact: tuple[BfvPlan, ...] = ()
+    no_exact: str = "the operator has switched BFV off"
 
     @property
     def name(self) -> str:
@@ -62,11 +69,24 @@ class Model:
     @property
     def largest_request(self) -> int:
         """Most bytes that the ciphertexts of a request for this model may have."""
-        return self.largest_ciphertext * max(plan.public.input_layout.ciphertexts for plan in self.plans)
+        return self.largest_ciphertext * max(plan.public.input_ciphertexts for plan in self._every)
 
-    def plan(self, plan_id: str) -> Plan | None:
-        """Return the plan of a name."""
-        return next((plan for plan in self.plans if plan.public.plan_id == plan_id), None)
+    @property
+    def largest_reply(self) -> int:
+        """Most bytes that the ciphertexts of a reply of this model may have."""
+        replies = [(plan, 0) for plan in self.plans] + [(plan, plan.public.output_level) for plan in self.exact]
+        return max(
+            sealformat.largest_ciphertext(plan.parameters, level) * plan.public.output_ciphertexts
+            for plan, level in replies
+        )
+
+    @property
+    def _every(self) -> tuple[Plan | BfvPlan, ...]:
+        return (*self.plans, *self.exact)
+
+    def plan(self, plan_id: str) -> Plan | BfvPlan | None:
+        """Return the plan of a name, of either scheme."""
+        return next((plan for plan in self._every if plan.public.plan_id == plan_id), None)
 
 
 def why_no_batches(model: Model, engine: str, threads: int, memory_mb: int, places: int = 1) -> str:
@@ -96,7 +116,7 @@ def why_no_batches(model: Model, engine: str, threads: int, memory_mb: int, plac
     return ""
 
 
-def load_models(directories: Iterable[Path], key_budget: int | None = None) -> dict[str, Model]:
+def load_models(directories: Iterable[Path], key_budget: int | None = None, *, exact: bool = True) -> dict[str, Model]:
     """Read, check and plan every bundle.
 
     Parameters
@@ -105,6 +125,8 @@ def load_models(directories: Iterable[Path], key_budget: int | None = None) -> d
         Where the bundles are.
     key_budget:
         Bytes that a client's evaluation keys may take on the wire; see `hemacrypt.planner.plan_network`.
+    exact:
+        Whether to plan BFV as well as CKKS.
 
     Raises
     ------
@@ -116,8 +138,10 @@ def load_models(directories: Iterable[Path], key_budget: int | None = None) -> d
     models: dict[str, Model] = {}
     for directory in directories:
         bundle = Bundle.read(directory)
-        layouts = plan_bundle_layouts(bundle, key_budget)
-        model = Model(bundle, layouts.plans, layouts.batch, layouts.no_batch, layouts.break_even)
+        layouts = plan_bundle_layouts(bundle, key_budget, exact=exact)
+        model = Model(bundle, layouts.plans, layouts.batch, layouts.no_batch, layouts.break_even, layouts.exact)
+        if exact:
+            model = replace(model, no_exact=layouts.no_exact)
         if model.name in models:
             raise BundleError(f"two bundles are called {model.name!r}; export one of them under another name")
         models[model.name] = model

@@ -24,6 +24,10 @@ def serve(
     engine: Annotated[
         str | None, typer.Option(help="Engine that evaluates: vector, or seal, the reference. [default: vector]")
     ] = None,
+    schemes: Annotated[
+        str | None,
+        typer.Option(help="ckks alone, or ckks,bfv: also exact evaluation on integers. [default: ckks,bfv]"),
+    ] = None,
     key_budget_mb: Annotated[
         int | None, typer.Option(help="Megabytes that a client's evaluation keys may take. [default: 34]")
     ] = None,
@@ -50,6 +54,7 @@ def serve(
         "workers": workers,
         "threads": threads,
         "engine": engine,
+        "schemes": schemes and tuple(scheme.strip() for scheme in schemes.split(",")),
         "key_budget_mb": key_budget_mb,
         "tls_certificate": tls_certificate,
         "tls_key": tls_key,

@@ -107,6 +107,7 @@ class _Process:
                 "memory_mb": settings.worker_memory_mb,
                 "threads": settings.threads,
                 "key_budget": settings.key_budget,
+                "exact": settings.exact,
                 "cache": settings.cache and str(settings.cache),
                 "cache_limit_mb": settings.cache_limit_mb,
             }

@@ -50,7 +50,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         check_engine(settings.engine)
-        self.models = load_models(settings.bundles, settings.key_budget)
+        self.models = load_models(settings.bundles, settings.key_budget, exact=settings.exact)
         self._store = KeyStore(settings.store, settings.store_limit_mb << 20, settings.upload_idle_hours * 3600)
         # Workers first: a process that is started after gRPC has threads is asking for trouble.
         self._pool = WorkerPool(settings)
@@ -69,6 +69,9 @@ class Service:
         for name, why in batchless.items():
             if why:
                 log.warning("no batches", model=name, why=why)
+        for model in self.models.values():
+            if settings.exact and not model.exact:
+                log.warning("no exact evaluation", model=model.name, why=model.no_exact)
         self._servicer = InferenceServicer(self.models, self._store, self._pool, settings, batchless)
         pb_grpc.add_EncryptedInferenceServicer_to_server(self._servicer, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -78,10 +81,11 @@ class Service:
 
     def _options(self, models: dict[str, Model]) -> list[tuple[str, int]]:
         largest = max(model.largest_request for model in models.values()) + _ENVELOPE
+        reply = max(model.largest_reply for model in models.values()) + _ENVELOPE
         return [
-            # An encrypted image in one message, and nothing much larger: gRPC's own 4 MiB would do, but is not ours.
+            # An encrypted image in one message, and nothing much larger; under BFV it may have several megabytes.
             ("grpc.max_receive_message_length", max(largest, _SMALLEST_LIMIT)),
-            ("grpc.max_send_message_length", max(largest, _SMALLEST_LIMIT)),
+            ("grpc.max_send_message_length", max(reply, _SMALLEST_LIMIT)),
             # A connection whose machine is gone is noticed by asking it; its streams then end and free their threads.
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 20_000),

@@ -17,11 +17,18 @@ from google.rpc import code_pb2
 
 from hemacrypt import sealformat
 from hemacrypt.batch_plan import BatchPlan
+from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.plan import Plan
 from hemacrypt.planner.report import seeded_ciphertext_bytes
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
-from hemacrypt.wire import batch_plan_to_message, digest, plan_to_message, preprocessing_to_message
+from hemacrypt.wire import (
+    batch_plan_to_message,
+    bfv_plan_to_message,
+    digest,
+    plan_to_message,
+    preprocessing_to_message,
+)
 from service import errors
 from service.catalogue import Model
 from service.errors import Refused, answered, refuse, translated
@@ -93,6 +100,7 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
             batch=batch_plan_to_message(model.batch.public, model.break_even)
             if model.batch is not None and not self._batchless[model.name]
             else None,
+            exact=[bfv_plan_to_message(plan.public) for plan in model.exact],
         )
 
     @answered
@@ -349,12 +357,12 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
     def _admit(self, request: pb.PredictRequest, wait_seconds: float = 0.0) -> Future[Outcome]:
         """Check everything that can be checked without parsing the ciphertext, then queue it."""
         model = self._model(request.model)
-        layout = self._check_plan(model, request.plan_id).public.input_layout
-        if len(request.ciphertexts) != layout.ciphertexts:
+        expected = self._check_plan(model, request.plan_id).public.input_ciphertexts
+        if len(request.ciphertexts) != expected:
             raise errors.invalid(
                 "CIPHERTEXT_INVALID",
                 "ciphertexts",
-                f"{len(request.ciphertexts)} ciphertexts; the plan lays its input over {layout.ciphertexts}",
+                f"{len(request.ciphertexts)} ciphertexts; the plan lays its input over {expected}",
             )
         for ciphertext in request.ciphertexts:
             if not 0 < len(ciphertext) <= model.largest_ciphertext:
@@ -396,7 +404,7 @@ class InferenceServicer(pb_grpc.EncryptedInferenceServicer):
         return model
 
     @classmethod
-    def _check_plan(cls, model: Model, plan_id: str) -> Plan:
+    def _check_plan(cls, model: Model, plan_id: str) -> Plan | BfvPlan:
         plan = model.plan(plan_id)
         if plan is None:
             raise cls._plan_changed(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import platformdirs
 from pydantic import Field, model_validator
@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     """Where evaluation keys are kept."""
     engine: str = DEFAULT_ENGINE
     """Engine that evaluates; see ``hemacrypt.engines``."""
+    schemes: tuple[Literal["ckks", "bfv"], ...] = ("ckks", "bfv")
+    """Schemes to offer: ``ckks`` always, for keys are registered for its plan; ``bfv`` is exact and slower."""
     workers: int = Field(default_factory=_cores, ge=1, le=256)
     """Worker processes; each evaluates one request at a time on as many cores as it has threads."""
     threads: int = Field(1, ge=1, le=64)
@@ -79,6 +81,17 @@ class Settings(BaseSettings):
                 "TLS needs both a certificate and its key; give --tls-certificate and --tls-key, or neither"
             )
         return self
+
+    @model_validator(mode="after")
+    def _ckks_is_among_the_schemes(self) -> Self:
+        if "ckks" not in self.schemes:
+            raise ValueError("every model is served under CKKS; give --schemes ckks or --schemes ckks,bfv")
+        return self
+
+    @property
+    def exact(self) -> bool:
+        """Whether models are also evaluated exactly, under BFV."""
+        return "bfv" in self.schemes
 
     @property
     def batch_places(self) -> int:

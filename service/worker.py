@@ -24,8 +24,9 @@ from typing import Any
 
 import structlog
 
-from hemacrypt.engines import Engine, batch_engine, encrypted_engine
-from hemacrypt.errors import FormatError
+from hemacrypt.engines import batch_engine, encrypted_bfv_engine, encrypted_engine
+from hemacrypt.engines.base import BaseEngine
+from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys, key_set_id
 from service import logs
 from service.catalogue import load_models, why_no_batches
@@ -95,6 +96,8 @@ class Worker:
         Where encoded weights are kept between starts, and the bytes that they may take.
     memory_mb:
         Address space of this process in MiB; without enough of it no batches are evaluated.
+    exact:
+        Whether models are also evaluated under BFV.
     """
 
     def __init__(
@@ -107,9 +110,11 @@ class Worker:
         cache: Path | None = None,
         cache_limit: int = 4 << 30,
         memory_mb: int = 4096,
+        *,
+        exact: bool = True,
     ) -> None:
-        models = load_models(bundles, key_budget)
-        self._engines: dict[str, dict[str, Engine[Any]]] = {
+        models = load_models(bundles, key_budget, exact=exact)
+        self._engines: dict[str, dict[str, BaseEngine[Any, Any]]] = {
             name: {
                 plan.public.plan_id: encrypted_engine(engine, plan, threads, cache, cache_limit) for plan in model.plans
             }
@@ -120,7 +125,11 @@ class Worker:
             for name, model in models.items()
             if model.batch is not None and not why_no_batches(model, engine, threads, memory_mb)
         }
-        self._cached_keys = cached_keys
+        self._exact = {
+            name: {plan.public.plan_id: plan for plan in model.exact} for name, model in models.items() if model.exact
+        }
+        self._exact_engines: dict[str, BaseEngine[Any, Any]] = {}
+        self._cached_keys, self._threads = cached_keys, threads
         self._cache, self._engine = cache, engine
         self._keys: OrderedDict[tuple[str, str], Any] = OrderedDict()
 
@@ -147,10 +156,10 @@ class Worker:
         forget = header["forget"]
         for known in [key for key in self._keys if forget is None or key[1] in forget]:
             del self._keys[known]
-        batch, path = header["job"] == "batch", Path(header["keys"])
-        load = self._load_batch_keys if batch else self._load_keys
+        model, batch, path = header["model"], header["job"] == "batch", Path(header["keys"])
         try:
-            keys = load(header["model"], header["key_set_id"], path)
+            load = self._load_batch_keys if batch else self._load_keys
+            keys = load(model, header["key_set_id"], path)
         except FormatError as error:
             return {"ok": False, "refusal": "keys", "field": error.field, "message": str(error)}, b""
         except KeysDamagedError:
@@ -159,27 +168,44 @@ class Worker:
             return {"ok": False, "refusal": "missing"}, b""
         if header["job"] == "check_keys":
             return {"ok": True}, b""
-        started = time.perf_counter()
         try:
-            if batch:
-                reply = self._batches[header["model"]].evaluate(spooled(Path(header["spool"])), keys)
+            engine = None if batch else self._engine_for(model, header["plan_id"])
+            started = time.perf_counter()
+            if engine is None:
+                reply = self._batches[model].evaluate(spooled(Path(header["spool"])), keys)
             else:
-                reply = self._engines[header["model"]][header["plan_id"]].evaluate(apart(body, header["sizes"]), keys)
+                reply = engine.evaluate(apart(body, header["sizes"]), keys)
         except SpoolDroppedError:
             return {"ok": False, "refusal": "given up"}, b""
         except FormatError as error:
             return {"ok": False, "refusal": "ciphertext", "field": error.field, "message": str(error)}, b""
+        except PlanError as error:
+            log.error("cannot prepare exact evaluation", model=model, why=str(error))
+            return {"ok": False, "refusal": "engine", "error": type(error).__name__}, b""
         except (RuntimeError, ValueError) as error:
             # SEAL gave up in the middle, for which no sound ciphertext and keys are a reason known to us.
             return {"ok": False, "refusal": "engine", "error": type(error).__name__}, b""
         compute = int((time.perf_counter() - started) * 1e6)
         return {"ok": True, "compute_us": compute, "sizes": [len(content) for content in reply]}, b"".join(reply)
 
+    def _engine_for(self, model: str, plan_id: str) -> BaseEngine[Any, Any]:
+        """Return the engine of a plan; that of an exact one is made when it is first asked for."""
+        if plan_id in self._engines[model]:
+            return self._engines[model][plan_id]
+        if plan_id not in self._exact_engines:
+            started = time.perf_counter()
+            plan = self._exact[model][plan_id]
+            engine = encrypted_bfv_engine(self._engine, plan, self._threads)
+            engine.warm_up()
+            self._exact_engines[plan_id] = engine
+            log.info("prepared exact evaluation", model=model, seconds=round(time.perf_counter() - started, 1))
+        return self._exact_engines[plan_id]
+
     def _load_keys(self, model: str, wanted: str, path: Path) -> Any:
         known = (model, wanted)
         if known not in self._keys:
             blob = _read_keys(path, wanted)
-            # All plans of a model need the same keys, so whichever engine loads them serves the others.
+            # All plans of a model need the same keys, in both schemes, so any engine loads them for all.
             engine = next(iter(self._engines[model].values()))
             keys = engine.load_keys(EvaluationKeys.from_bytes(blob))
             while len(self._keys) >= self._cached_keys:
@@ -221,6 +247,7 @@ def main() -> None:
         settings["cache"] and Path(settings["cache"]),
         settings["cache_limit_mb"] << 20,
         settings["memory_mb"],
+        exact=settings["exact"],
     )
     worker.warm_up()
     connection.send_bytes(json.dumps({"ready": True}).encode())

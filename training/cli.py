@@ -157,6 +157,8 @@ def evaluate(
 
 def _labelled_part(split: str, data: Path | None, bundle: Bundle, console: Console) -> datasets.LabelledPart:
     preprocessing = bundle.manifest.preprocessing
+    if not isinstance(preprocessing, Preprocessing):
+        raise RunError(f"bundle {bundle.manifest.name!r} reads arrays of shape {preprocessing.shape}, not cells")
     if split == "demo":
         return datasets.embedded_part(preprocessing)
     cells = _load(data, preprocessing, console)

@@ -28,6 +28,27 @@ class Square(layers.Layer):  # type: ignore[misc]  # Keras has no types
         return input_shape
 
 
+@keras.saving.register_keras_serializable(package="hemacrypt")
+class Quadratic(layers.Layer):  # type: ignore[misc]  # Keras has no types
+    """Computes a x² + b x + c with a, b and c learned for each channel, beginning at x².
+
+    It costs what `Square` costs: it folds into the affine maps around it (`hemacrypt.folding.Fold.quadratic`).
+    """
+
+    def build(self, input_shape: Any) -> None:
+        """Make the three weights, shape (channels,): the size of the last axis."""
+        for name, initial in (("a", "ones"), ("b", "zeros"), ("c", "zeros")):
+            setattr(self, name, self.add_weight(shape=(input_shape[-1],), initializer=initial, name=name))
+
+    def call(self, values: Any) -> Any:
+        """Return a x² + b x + c, same shape."""
+        return (self.a * values + self.b) * values + self.c
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Return the input's shape."""
+        return input_shape
+
+
 def cryptonet(settings: Settings, size: int = 32) -> keras.Sequential:
     """Build the network, untrained.
 

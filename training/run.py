@@ -23,6 +23,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from hemacrypt.bundle import Bundle
+from hemacrypt.margins import margin_quantiles
 from hemacrypt.network import Array, CollapsedNetwork, Dense, Linear
 from hemacrypt.preprocess import Pixels, Preprocessing
 from training import datasets
@@ -166,7 +167,8 @@ def export_run(
             f"collapsed network and Keras model differ by {difference:.2e} on the test images; at most {TOLERANCE:.0e} "
             "is accepted: train with smaller weights (more weight decay or logit penalty)"
         )
-    peaks = network.calibrated(preprocessing.normalise(cells.images[train]))
+    seen = preprocessing.normalise(cells.images[train])
+    peaks, margins = network.calibrated(seen), margin_quantiles(network(seen))
     declared = preprocessing.model_copy(update={"largest_mean": _largest_mean(cells.images[train])})
     bundle = Bundle.create(
         peaks,
@@ -180,7 +182,7 @@ def export_run(
             "collapse_difference": difference,
         },
         data=_provenance(cells, split, metrics),
-        metrics={part: values.model_dump(mode="json") for part, values in metrics.parts.items()},
+        metrics={part: values.model_dump(mode="json") for part, values in metrics.parts.items()} | {"margins": margins},
     )
     return bundle.write(out), difference
 

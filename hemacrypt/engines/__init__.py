@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemacrypt.batch_plan import BatchPlan
-from hemacrypt.engines.base import Engine
+from hemacrypt.bfv_plan import BfvPlan
+from hemacrypt.engines.base import Engine, ExactEngine
 from hemacrypt.engines.clear import ClearEngine
 from hemacrypt.errors import PlanError
 from hemacrypt.plan import Plan
@@ -19,8 +20,10 @@ __all__ = [
     "ENCRYPTED_ENGINES",
     "ClearEngine",
     "Engine",
+    "ExactEngine",
     "batch_engine",
     "check_engine",
+    "encrypted_bfv_engine",
     "encrypted_engine",
 ]
 
@@ -75,6 +78,36 @@ def encrypted_engine(
         raise PlanError(f"the engine 'vector' needs Numba: pip install 'hemacrypt[service]' ({error})") from None
 
     return VectorEngine(plan, threads, DiagonalCache(cache, cache_limit) if cache else None)
+
+
+def encrypted_bfv_engine(name: str, plan: BfvPlan, threads: int = 1) -> ExactEngine[Any]:
+    """Make the engine of a name for an exact plan.
+
+    Parameters
+    ----------
+    name:
+        One of `ENCRYPTED_ENGINES`.
+    plan:
+        The plan, weights included.
+    threads:
+        How many threads share one request; `seal` has one in any case.
+
+    Raises
+    ------
+    PlanError
+        If there is no such engine, or what it needs is not installed.
+    """
+    check_engine(name)
+    if name == "seal":
+        from hemacrypt.engines.bfv_seal import BfvSealEngine
+
+        return BfvSealEngine(plan)
+    try:
+        from hemacrypt.engines.vector.exact import BfvVectorEngine
+    except ImportError as error:
+        raise PlanError(f"the engine 'vector' needs Numba: pip install 'hemacrypt[service]' ({error})") from None
+
+    return BfvVectorEngine(plan, threads)
 
 
 def batch_engine(plan: BatchPlan, threads: int = 1) -> BatchEngine:

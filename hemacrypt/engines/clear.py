@@ -64,7 +64,7 @@ class ClearEngine(Engine[None]):
     def predict(self, values: npt.ArrayLike) -> Array:
         """Return the logits of all images of a request, shape (images, …) -> (images, logits)."""
         public = self.plan.public
-        return public.output_layout.unpack(self.run(public.input_layout.pack(values))[0])
+        return public.output_layout.unpack(self.run(public.input_layout.pack(values))[0])[:, : len(public.labels)]
 
     def run(self, slots: ComplexArray) -> tuple[ComplexArray, list[Magnitude]]:
         """Evaluate slots and report magnitudes.

@@ -32,7 +32,6 @@ from hemacrypt.errors import PlanError
 from hemacrypt.network import Array, CollapsedNetwork, Convolution, Entries
 from hemacrypt.plan import KeyGroup, Parameters
 from hemacrypt.planner import chain
-from hemacrypt.planner.diagonals import power_of_two_from
 from hemacrypt.planner.noise import NoiseModel
 from hemacrypt.planner.scales import HEADROOM_BITS
 
@@ -192,12 +191,7 @@ def plan_batch(
 
 
 def _parameters(network: CollapsedNetwork) -> Parameters:
-    widest = max(power_of_two_from(count) for count in (network.inputs, *(layer.outputs for layer in network.linears)))
-    try:
-        degree = chain.smallest_degree(network.squares, widest)
-    except PlanError:
-        degree = chain.smallest_degree(network.squares, 1)
-    return chain.choose_parameters(degree, network.squares)
+    return list(chain.candidates(network.squares, 1, []))[-1]
 
 
 def _rounded_up(value: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from hemacrypt.bundle import Bundle
 from hemacrypt.errors import PlanError
+from hemacrypt.margins import default_precision
 from hemacrypt.network import Array, CollapsedNetwork, ComplexArray, Convolution, Shape
 from hemacrypt.plan import (
     JOIN_FACTOR,
@@ -28,6 +29,7 @@ from hemacrypt.plan import (
 )
 from hemacrypt.planner import chain, costs, limits, noise, scales
 from hemacrypt.planner.diagonals import Grid, MatrixForm, forms, image_grids, power_of_two_from
+from hemacrypt.planner.guard import guarded
 from hemacrypt.planner.normalise import Normalised, normalised
 from hemacrypt.planner.rotations import Split, arrange, splits, turn_groups
 from hemacrypt.security import LARGEST_MODULUS_BITS
@@ -40,10 +42,14 @@ _WORTH_A_MEGABYTE: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 1e3)
 # slower by as much because the pair needs keys as well.
 _PAIR_GAIN: Final = 0.95
 
+# Where the noise lies in few slots, values there may be so many times their peaks for an error that is sought.
+_AIMED: Final = 2.5
+
 # Ways to lay out the first layers that are followed further.
 _PATHS_KEPT: Final = 8
 
-Slots = Literal["complex", "real"]
+# Complex slots, their real parts only, or the two rows of an exact plan, which take the place of the two parts.
+Slots = Literal["complex", "real", "rows"]
 Kind = Literal["plain", "joined", "parted"]
 Giants = tuple[tuple[tuple[Term, ...], ...], ...]
 
@@ -78,11 +84,50 @@ class _Chosen:
     keys: tuple[KeyGroup, ...]
 
 
-def plan_bundle(bundle: Bundle, key_budget: int | None = None) -> tuple[Plan, ...]:
-    """Plan the evaluation of a bundle's network; see `plan_model`."""
+@dataclass(frozen=True)
+class _Wanted:
+    """What is asked of a plan; see `plan_network`.
+
+    Attributes
+    ----------
+    network:
+        What is planned: with values of about one, and a guard.
+    normal:
+        The same without the guard, and what became of the logits.
+    tolerance, asked:
+        Largest bound on the error of a logit, and whether whoever plans insists on it.
+    """
+
+    network: CollapsedNetwork
+    normal: Normalised
+    name: str
+    labels: tuple[str, ...]
+    preprocessing_digest: str
+    key_budget: int | None
+    tolerance: float
+    asked: bool
+    centred: bool
+    guard_limit: float
+
+
+def plan_bundle(
+    bundle: Bundle, key_budget: int | None = None, precision: int | None = None, engine: str = "vector"
+) -> tuple[Plan, ...]:
+    """Plan the evaluation of a bundle's network; see `plan_model`.
+
+    Without a ``precision`` the margins that were measured on training data decide; see `hemacrypt.margins`.
+    """
     manifest = bundle.manifest
-    digest = manifest.preprocessing.digest
-    return plan_model(bundle.network, manifest.name, manifest.labels, digest, key_budget=key_budget)
+    return plan_model(
+        bundle.network,
+        manifest.name,
+        manifest.labels,
+        manifest.preprocessing.digest,
+        key_budget=key_budget,
+        precision=precision,
+        engine=engine,
+        margins=manifest.metrics.get("margins"),
+    )
 
 
 def plan_model(
@@ -92,12 +137,15 @@ def plan_model(
     preprocessing_digest: str = "",
     *,
     key_budget: int | None = None,
+    precision: int | None = None,
+    engine: str = "vector",
+    margins: Mapping[str, float] | None = None,
 ) -> tuple[Plan, ...]:
     """Plan the evaluation of one image and, where that is faster, of two at once; one set of keys serves both.
 
     Parameters
     ----------
-    network, name, labels, preprocessing_digest, key_budget:
+    network, name, labels, preprocessing_digest, key_budget, precision, engine, margins:
         As in `plan_network`.
 
     Returns
@@ -108,24 +156,25 @@ def plan_model(
     Raises
     ------
     PlanError
-        If no secure parameters serve the network, or no plan keeps within a key budget that was set.
+        If no secure parameters serve the network, or no plan keeps within a key budget or a precision that was asked.
     """
-    limits.check_network(network)
-    normal = normalised(network)
-    chooser = _Chooser(normal.network, "complex", 1)
-    single = _planned(normal, _affordable(chooser, key_budget), name, labels, preprocessing_digest)
+    wanted = _wanted(network, name, labels, preprocessing_digest, key_budget, precision, engine, margins)
+    single, chooser = _smallest(wanted, "complex", 1)
     budget = KEY_BUDGET if key_budget is None else key_budget
     try:
-        both = _both(chooser, _Chooser(normal.network, "complex", 2), budget)
+        both = _both(chooser, _Chooser(wanted.network, "complex", 2, single.parameters), budget)
         if both is None:
             return (single,)
-        plans = [_planned(normal, chosen, name, labels, preprocessing_digest) for chosen in both]
+        plans = [_planned(chosen, wanted) for chosen in both]
     except PlanError:
+        return (single,)
+    if plans[1].public.logit_error_bound > wanted.tolerance:
         return (single,)
     fastest, alone, together = (costs.plan_ms(single.parameters, plan.steps) for plan in (single, *plans))
     if together / 2 > _PAIR_GAIN * fastest or fastest < _PAIR_GAIN * alone:
         return (single,)
     keys = united(chosen.keys for chosen in both)
+    plans[0] = replace(plans[0], reasons=single.reasons)
     return tuple(replace(plan, public=replace(plan.public, keys=keys)) for plan in plans)
 
 
@@ -149,6 +198,9 @@ def plan_network(
     slots: Slots = "complex",
     images: int = 1,
     key_budget: int | None = None,
+    precision: int | None = None,
+    engine: str = "vector",
+    margins: Mapping[str, float] | None = None,
 ) -> Plan:
     """Plan the evaluation of a network on one image, or two images at once (latency layout).
 
@@ -168,6 +220,13 @@ def plan_network(
         1, or 2: then real and imaginary parts carry one image each.
     key_budget:
         Bytes that evaluation keys may take on the wire; None asks for at most `KEY_BUDGET`, or what the network needs.
+    precision:
+        k asks for logits to within 2^-k, with the smallest parameters that give them.
+    engine:
+        Whose errors are predicted: `vector` takes the digits of a key switch around zero, `seal` does not.
+    margins:
+        Without a ``precision``, quantiles of the margins on training data that decide (see `hemacrypt.margins`); the
+        plan is then as exact as it can be where that is not exact enough. Without either, primes are as long as can be.
 
     Returns
     -------
@@ -176,17 +235,90 @@ def plan_network(
     Raises
     ------
     PlanError
-        If no secure parameters serve the network, or no plan keeps within a key budget that was set.
+        If no secure parameters serve the network, or no plan keeps within a key budget or a precision that was asked.
     """
+    wanted = _wanted(network, name, labels, preprocessing_digest, key_budget, precision, engine, margins)
+    return _smallest(wanted, slots, images)[0]
+
+
+def _wanted(
+    network: CollapsedNetwork,
+    name: str,
+    labels: Sequence[str] | None,
+    preprocessing_digest: str,
+    key_budget: int | None,
+    precision: int | None,
+    engine: str,
+    margins: Mapping[str, float] | None,
+) -> _Wanted:
+    """Bring a network into the form that is planned, and collect what is asked of its plan."""
+    if precision is not None and not 0 <= precision <= 1000:
+        raise PlanError(f"logits to within 2^-{precision}; expected a number of bits from 0 to about 12")
+    bits = default_precision(margins) if precision is None and margins else precision
     limits.check_network(network)
     normal = normalised(network)
-    chosen = _affordable(_Chooser(normal.network, slots, images), key_budget)
-    return _planned(normal, chosen, name, labels, preprocessing_digest)
+    guard, guard_limit = guarded(normal.network)
+    named = tuple(labels) if labels is not None else tuple(f"logit {i}" for i in range(network.outputs))
+    tolerance = math.inf if bits is None else 2.0**-bits
+    return _Wanted(
+        guard,
+        normal,
+        name,
+        named,
+        preprocessing_digest,
+        key_budget,
+        tolerance,
+        precision is not None,
+        engine != "seal",
+        guard_limit,
+    )
 
 
-def _affordable(chooser: _Chooser, key_budget: int | None) -> _Chosen:
+def _smallest(wanted: _Wanted, slots: Slots, images: int) -> tuple[Plan, _Chooser]:
+    """Return the plan with the smallest parameters that is exact enough, or the most exact one; see `plan_network`."""
+    network = wanted.network
+    widest = max(network.inputs, *(layer.outputs for layer in network.linears))
+    refused: list[str] = []
+    found: tuple[Plan, _Chooser] | None = None
+    for parameters in chain.candidates(network.squares, widest, refused):
+        if wanted.tolerance == math.inf and parameters.prime_bits < chain.PRIME_BITS:
+            refused.append(
+                f"degree {parameters.degree} was rejected: it has room for primes of {parameters.prime_bits} bits, "
+                "and nothing says that so little precision is enough"
+            )
+            continue
+        try:
+            chooser = _Chooser(network, slots, images, parameters)
+            plan = _planned(_affordable(chooser, wanted.key_budget), wanted)
+        except PlanError as error:
+            if parameters.prime_bits == chain.PRIME_BITS:
+                raise
+            refused.append(f"degree {parameters.degree} was rejected: {error}")
+            continue
+        bound = plan.public.logit_error_bound
+        found = (replace(plan, reasons=(*plan.reasons, *refused)), chooser)
+        if bound <= wanted.tolerance:
+            return found
+        refused.append(
+            f"degree {parameters.degree} with {len(parameters.data_primes)} data primes of "
+            f"{parameters.prime_bits:.1f} bits was rejected: logits to within {_as_power(bound)} only"
+        )
+    assert found is not None  # noqa: S101 - the last candidate has the longest primes, and raises what it cannot do
+    if wanted.asked:
+        raise PlanError(
+            f"logits to within {_as_power(wanted.tolerance)} are out of reach of primes below 2^30: the best bound is "
+            f"{_as_power(found[0].public.logit_error_bound)}; ask for less, or for exact integers (scheme bfv)"
+        )
+    return found
+
+
+def _as_power(number: float) -> str:
+    return f"2^{math.log2(number):.1f}"
+
+
+def _affordable(chooser: _Chooser, key_budget: int | None, usual: int = KEY_BUDGET) -> _Chosen:
     """Return the fastest combination whose keys keep within a budget; see `plan_network`."""
-    budget = KEY_BUDGET if key_budget is None else key_budget
+    budget = usual if key_budget is None else key_budget
     for worth in _WORTH_A_MEGABYTE:
         chosen = chooser.choose(worth)
         needed = costs.key_bytes(chosen.parameters, chosen.keys)
@@ -201,50 +333,49 @@ def _affordable(chooser: _Chooser, key_budget: int | None) -> _Chosen:
     return chooser.choose(_WORTH_A_MEGABYTE[-2]) if needed > budget else chosen
 
 
-def _planned(
-    normal: Normalised,
-    chosen: _Chosen,
-    name: str,
-    labels: Sequence[str] | None,
-    preprocessing_digest: str,
-) -> Plan:
-    network, parameters, target = normal.network, chosen.parameters, chosen.choices[-1].form.target
+def _planned(chosen: _Chosen, wanted: _Wanted) -> Plan:
+    """Find scales for a combination and put its plan together."""
+    network, parameters, target = wanted.network, chosen.parameters, chosen.choices[-1].form.target
     peaks = _peaks(network, chosen)
     levels = range(parameters.top_level, 0, -2)
     forms_used = [choice.form for choice in chosen.choices]
     encoded = [(f.layer.describe(), level, len(f.numbers)) for f, level in zip(forms_used, levels, strict=True)]
     limits.check_encoded(parameters.degree, encoded)
-    prepared = [_prepare(choice, level) for choice, level in zip(chosen.choices, levels, strict=True)]
-    steps, errors, deviation, of_copy = _with_best_scales(prepared, chosen, peaks)
-    limits.check_room(parameters, steps, [float(peak.max()) for peak in peaks[1:]], errors)
+    found = _Predictor(network, chosen, peaks, len(wanted.labels), wanted.centred).best()
+    steps, deviations = found.steps, noise.deviations_of_bound(target)
+    limits.check_room(parameters, steps, [float(np.abs(peak).max()) for peak in peaks[1:]], found.errors)
     last, other = steps[-1].output_scale, target.factor if target.images == 2 else 0.0
     public = PublicPlan(
-        model=name,
-        labels=tuple(labels) if labels is not None else tuple(f"logit {i}" for i in range(network.outputs)),
+        model=wanted.name,
+        labels=wanted.labels,
         parameters=parameters,
         input_layout=chosen.source,
         output_layout=target,
         input_scale=steps[0].input_scale,
         output_scale=last,
         keys=chosen.keys,
-        logit_error_bound=_rounded_up(noise.deviations_of_bound(target) * deviation),
+        logit_error_bound=_rounded_up(deviations * found.limit),
+        logit_error_floor=_rounded_up(deviations * (found.floor if wanted.guard_limit else found.limit)),
+        guard_limit=wanted.guard_limit,
         logit_limit=parameters.data_primes[0] / 2 / last / math.hypot(1, other),
-        copy_error_bound=_rounded_up(noise.deviations_of_bound(target) * max(deviation, of_copy)),
-        preprocessing_digest=preprocessing_digest,
+        copy_error_bound=_rounded_up(deviations * max(found.limit, found.of_copy)),
+        preprocessing_digest=wanted.preprocessing_digest,
     )
     plan = Plan(
         public=public,
-        steps=tuple(steps),
-        step_errors=tuple(errors),
-        step_peaks=tuple(float(peak.max()) for peak in peaks[1:]),
+        steps=steps,
+        step_errors=found.errors,
+        step_peaks=tuple(float(np.abs(peak).max()) for peak in peaks[1:]),
         calibrated=network.magnitudes is not None,
         reasons=_reasons(network, parameters, steps, chosen.source),
     )
-    return normal.restored(plan)
+    return wanted.normal.restored(plan)
 
 
 def _kind(slots: Slots, layout: Layout) -> Kind:
     """Choose how the values of a layout are squared."""
+    if slots == "rows":
+        return "plain"
     if layout.images == 2:
         return "parted"
     return "joined" if slots == "complex" and layout.ciphertexts > 1 else "plain"
@@ -268,13 +399,13 @@ def _rounded_up(value: float) -> float:
 def _sources(network: CollapsedNetwork, slots: int, kind: Slots, images: int) -> Iterator[tuple[Layout, Grid | None]]:
     """Yield the layouts that an image can have."""
     shape, first = network.input_shape, network.linears[0]
-    stride = first.stride if isinstance(first, Convolution) else None
-    grids: list[Grid | None] = [*image_grids(shape, slots, stride)] or [None]
-    for grid in grids:
+    grids = image_grids(shape, slots, first.stride if isinstance(first, Convolution) else None)
+    tried: list[Grid | None] = [*grids] or [None]
+    for grid in tried:
         plain = _plain(shape, grid, slots, images)
         # A single slot has no upper half.
         half = max(plain.period // 2, 1)
-        if kind == "complex" and images == 1 and (plain.ciphertexts > 1 or plain.positions.max() >= half):
+        if kind != "real" and images == 1 and (plain.ciphertexts > 1 or plain.positions.max() >= half):
             folded = plain.folded()
             if folded.mixes:
                 yield folded, grid
@@ -298,17 +429,23 @@ class _Chooser:
     ----------
     network, slots, images:
         As in `plan_network`.
+    parameters:
+        Degree and modulus chain; the smallest that serve by default.
     """
 
-    def __init__(self, network: CollapsedNetwork, slots: Slots, images: int) -> None:
-        widest = max(network.inputs, *(layer.outputs for layer in network.linears))
-        self.parameters = chain.choose_parameters(chain.smallest_degree(network.squares, widest), network.squares)
+    def __init__(
+        self, network: CollapsedNetwork, slots: Slots, images: int, parameters: Parameters | None = None
+    ) -> None:
+        if parameters is None:
+            widest = max(network.inputs, *(layer.outputs for layer in network.linears))
+            parameters = list(chain.candidates(network.squares, widest, []))[-1]
+        self.parameters = parameters
         self._network, self._slots, self._images = network, slots, images
         self._entries = [layer.entries() for layer in network.linears]
         for number, layer in enumerate(network.linears):
             if not self._entries[number][2].size:
                 raise PlanError(
-                    f"layer {number} ({layer.describe()}) reads nothing but its padding; use less padding, or remove it"
+                    f"layer {number} ({layer.describe()}) reads nothing but its padding; give it less, or remove it"
                 )
         self._known: dict[object, list[tuple[MatrixForm, list[tuple[float, Split]]]]] = {}
         self._chosen_at: dict[float, _Chosen] = {}
@@ -436,11 +573,11 @@ def _prepare(choice: _Choice, level: int) -> LinearStep:
     )
 
 
-def _peaks(network: CollapsedNetwork, chosen: _Chosen) -> list[Array]:
-    """Return the largest absolute value of every slot: of the input, then after each step, shape (…, slots) each."""
+def _peaks(network: CollapsedNetwork, chosen: _Chosen) -> list[ComplexArray]:
+    """Return the largest values of every slot's parts: of the input, then after each step, shape (…, slots) each."""
 
-    def packed(layout: Layout, values: Array) -> Array:
-        return np.abs(layout.pack(np.stack([values] * layout.images)))
+    def packed(layout: Layout, values: Array) -> ComplexArray:
+        return layout.pack(np.stack([np.abs(values)] * layout.images))
 
     peaks = [packed(chosen.source, np.full(network.inputs, max(abs(bound) for bound in network.input_range)))]
     for number, (choice, peak) in enumerate(zip(chosen.choices, network.peaks, strict=True)):
@@ -450,62 +587,181 @@ def _peaks(network: CollapsedNetwork, chosen: _Chosen) -> list[Array]:
     return peaks
 
 
-def _with_best_scales(
-    prepared: Sequence[LinearStep], chosen: _Chosen, peaks: Sequence[Array]
-) -> tuple[list[Step], list[float], float, float]:
-    parameters, target = chosen.parameters, chosen.choices[-1].form.target
-    model = noise.NoiseModel(parameters)
-    largest = [float(peak.max()) for peak in peaks]
-    gain = SquareStep.gain(chosen.kinds[0]) if chosen.kinds else 1.0
-    transfers = [noise.Transfer.of(model, step, peaks[2 * number]) for number, step in enumerate(prepared)]
+@dataclass(frozen=True)
+class _Predicted:
+    """Steps at some scales, and the standard deviations of the errors that they make.
 
-    def evaluate(choice: Sequence[float], exact: bool) -> tuple[list[Step], list[float], float, float]:
-        steps: list[Step] = []
-        errors: list[float] = []
-        variance = np.full(peaks[0].shape, (model.fresh + model.encoding) / choice[0] ** 2)
-        before, after = variance, 0.0
-        for index, (into, weight, out) in enumerate(scales.chain_scales(parameters, choice, gain)):
+    Attributes
+    ----------
+    steps:
+        With their scales.
+    errors:
+        After each step, the largest of any slot.
+    floor:
+        Of a logit when all values that the last square squares are zero.
+    limit:
+        Of a logit when they have all the energy that is allowed, however an image lines the errors up.
+    of_copy:
+        Of a single copy of a logit, the last rescale's rounding left out.
+    """
+
+    steps: tuple[Step, ...]
+    errors: tuple[float, ...]
+    floor: float
+    limit: float
+    of_copy: float
+
+
+class _Predictor:
+    """Predicts the errors of a chosen combination for choices of scales.
+
+    Parameters
+    ----------
+    network, chosen:
+        The network (with its guard) and how it is laid out.
+    peaks:
+        Largest absolute value of every slot, of the input and after each step.
+    logits:
+        How many of the network's outputs are logits.
+    centred:
+        As in `noise.NoiseModel`.
+    """
+
+    def __init__(
+        self, network: CollapsedNetwork, chosen: _Chosen, peaks: Sequence[ComplexArray], logits: int, centred: bool
+    ) -> None:
+        self._network, self._chosen, self._peaks, self._logits = network, chosen, peaks, logits
+        self._parameters, self._target = chosen.parameters, chosen.choices[-1].form.target
+        self._model = noise.NoiseModel(self._parameters, centred)
+        top = self._parameters.top_level
+        self._prepared = [_prepare(choice, top - 2 * number) for number, choice in enumerate(chosen.choices)]
+        self._gain = SquareStep.gain(chosen.kinds[0]) if chosen.kinds else 1.0
+        self._transfers = [
+            noise.Transfer.of(self._model, step, peaks[2 * number]) for number, step in enumerate(self._prepared)
+        ]
+
+    def best(self) -> _Predicted:
+        """Return the prediction for the scales that make the error smallest.
+
+        Raises
+        ------
+        PlanError
+            If no scales fit the modulus chain.
+        """
+        largest = [float(np.abs(peak).max()) for peak in self._peaks]
+        # The bias of the last layer is encoded at the output scale and must fit the last prime with a bit to spare.
+        bias = float(np.abs(self._prepared[-1].bias).max())
+        last = scales.output_scale(self._parameters, max(largest[-1], bias / 2 ** (scales.HEADROOM_BITS - 1)))
+        return self._exact(
+            scales.search(self._parameters, last, len(self._prepared), largest, self._roughly, self._gain)
+        )
+
+    def _steps(self, choice: Sequence[float]) -> Iterator[Step]:
+        inputs = self._chosen.source.ciphertexts
+        for index, (into, weight, out) in enumerate(scales.chain_scales(self._parameters, choice, self._gain)):
             if index % 2:
-                level = parameters.top_level - index
-                square = SquareStep(level, len(variance), chosen.kinds[index // 2], into, out)
-                variance = noise.square_error(model, square, variance, peaks[index])
-                steps.append(square)
+                level = self._parameters.top_level - index
+                square = SquareStep(level, inputs, self._chosen.kinds[index // 2], into, out)
+                inputs = square.outputs
+                yield square
             else:
-                linear = replace(prepared[index // 2], input_scale=into, weight_scale=weight, output_scale=out)
-                if exact:
-                    before = noise.linear_error(model, linear, variance, peaks[index])
-                else:
-                    before = transfers[index // 2].variance(linear, float(variance.mean()))
-                after = noise.rescale_error(model, linear)
-                variance = before + after
-                steps.append(linear)
-            errors.append(float(np.sqrt(variance.max())))
-        deviation = float(noise.logit_deviation(before, after, target).max())
-        return steps, errors, deviation, noise.copy_deviation(before, target)
+                linear = replace(self._prepared[index // 2], input_scale=into, weight_scale=weight, output_scale=out)
+                inputs = linear.outputs
+                yield linear
 
-    # The bias of the last layer is encoded at the output scale and must fit the last prime with a bit to spare.
-    bias = float(np.abs(prepared[-1].bias).max())
-    last = scales.output_scale(parameters, max(largest[-1], bias / 2 ** (scales.HEADROOM_BITS - 1)))
-    found = scales.search(
-        parameters, last, len(prepared), largest, lambda choice: evaluate(choice, exact=False)[2], gain
-    )
-    return evaluate(found, exact=True)
+    def _fresh(self, choice: Sequence[float]) -> Array:
+        return np.full(self._peaks[0].shape, (self._model.fresh + self._model.encoding) / choice[0] ** 2)
+
+    def _roughly(self, choice: Sequence[float]) -> float:
+        """Predict the deviation of the worst logit with all values at their peaks, one variance for all slots."""
+        variance = self._fresh(choice)
+        before, after = variance, 0.0
+        for index, step in enumerate(self._steps(choice)):
+            if isinstance(step, SquareStep):
+                variance = noise.square_error(self._model, step, variance, self._peaks[index])
+            else:
+                before = self._transfers[index // 2].variance(step, float(variance.mean()))
+                after = noise.rescale_error(self._model, step)
+                variance = before + after
+        return float(noise.logit_deviation(before, after, self._target)[: self._logits].max())
+
+    def _exact(self, choice: Sequence[float]) -> _Predicted:
+        """Predict all errors slot by slot, of either image where there are two."""
+        steps = tuple(self._steps(choice))
+        parts: tuple[noise.Part, ...] = ("real", "imaginary") if self._target.images == 2 else ("real",)
+        found = [self._of_part(steps, self._fresh(choice), part) for part in parts]
+        return _Predicted(
+            steps,
+            tuple(max(errors) for errors in zip(*(each.errors for each in found), strict=True)),
+            *(max(values) for values in zip(*((each.floor, each.limit, each.of_copy) for each in found), strict=True)),
+        )
+
+    def _of_part(self, steps: tuple[Step, ...], variance: Array, part: noise.Part) -> _Predicted:
+        """Predict errors once with the last square's values at their peaks and once with zeros."""
+        errors: list[float] = []
+        amplified = 0.0
+        before = still = floor = variance
+        for index, step in enumerate(steps):
+            peak = self._peaks[index]
+            if isinstance(step, SquareStep):
+                still = noise.square_error(self._model, step, variance, np.zeros_like(peak), part)
+                variance = noise.square_error(self._model, step, variance, peak, part)
+            else:
+                if index == len(steps) - 3:
+                    amplified = self._amplified(step, steps[index + 1], variance, part)
+                # The rounding of weights acts on values whose size the guard knows.
+                floor = noise.linear_error(self._model, step, still, peak if index == 0 else np.zeros_like(peak))
+                before = noise.linear_error(self._model, step, variance, peak)
+                variance = before + noise.rescale_error(self._model, step)
+            errors.append(float(np.sqrt(variance.max())))
+        last = steps[-1]
+        assert isinstance(last, LinearStep)  # noqa: S101 - networks end so
+        after = noise.rescale_error(self._model, last)
+        unit = self._target.factor if part == "imaginary" else 1.0
+        lowest = float(noise.logit_deviation(floor, after, self._target)[: self._logits].max()) / unit
+        rounding = noise.linear_error(self._model, last, np.zeros(self._peaks[-2].shape), self._peaks[-2])
+        rounded = float(noise.logit_deviation(rounding, 0.0, self._target)[: self._logits].max()) / unit
+        highest = math.sqrt(lowest**2 + amplified + rounded**2)
+        copies = max(noise.copy_deviation(before, self._target) / unit, highest)
+        return _Predicted(steps, tuple(errors), lowest, highest, copies)
+
+    def _amplified(self, step: LinearStep, square: Step, entering: Array, part: noise.Part) -> float:
+        """Return the variance of a logit that the last square makes of the errors before it, in the image's units."""
+        form, number = self._chosen.choices[-2].form, len(self._chosen.choices) - 2
+        own = noise.linear_error(self._model, step, np.zeros_like(entering), self._peaks[2 * number])
+        own = own + noise.rescale_error(self._model, step)
+        if number and not self._model.centred:
+            # Half of the noise lies in a few slots: an image can aim at them, with values far above their peaks.
+            entering = _AIMED**2 * entering
+        brought = 0.0
+        switch = self._model.key_switch(square.level)
+        if isinstance(square, SquareStep) and square.kind == "joined":
+            # Both ciphertexts bring their errors, which are complex: see `noise.square_error`.
+            brought = JOIN_FACTOR**2
+        elif isinstance(square, SquareStep) and square.kind == "parted":
+            added = switch / (2 * square.input_scale) ** 2
+            ratio = JOIN_FACTOR * form.target.factor if part == "real" else 1 / (JOIN_FACTOR * form.target.factor)
+            own = own + added * (1 + ratio**2)
+        source, target = ((layout.factor if part == "imaginary" else 1.0) ** 2 for layout in (form.source, form.target))
+        hidden = noise.Hidden(
+            form.layer,
+            noise.read_at(entering, form.source) / source,
+            noise.read_at(own, form.target) / target,
+            float((self._network.peaks[-2] ** 2).sum()),
+        )
+        return (1 + brought) * hidden.amplified(self._network.linears[-1], self._logits)
 
 
 def _reasons(
     network: CollapsedNetwork, parameters: Parameters, steps: Sequence[Step], source: Layout
 ) -> tuple[str, ...]:
     needed = chain.data_primes_needed(network.squares)
-    total = (needed + 1) * chain.PRIME_BITS
-    smaller = [d for d in LARGEST_MODULUS_BITS if chain.SMALLEST_DEGREE <= d < parameters.degree]
     reasons = [
         f"{len(network.linears)} affine maps and {network.squares} squares rescale once each and one prime holds the "
         f"logits: {needed} data primes, and one special prime for key switching",
         f"{parameters.modulus_bits} modulus bits "
         f"(at most {LARGEST_MODULUS_BITS[parameters.degree]} at this degree for 128-bit security)",
     ]
-    for degree in smaller:
-        reasons.append(f"degree {degree} was rejected: {total} bits exceed its {LARGEST_MODULUS_BITS[degree]}")
     if source.images == 2:
         reasons.append("real and imaginary parts carry one image each: they share every affine map")
     elif source.mixes:

@@ -2,24 +2,26 @@
 
 The latency layout takes the same time for each image; a batch takes the same time whatever part of it is used. So there
 is a number of images from which on batches are better, and below it they waste slots. Both are planned together, with
-the same parameters and one set of keys.
+the same parameters and one set of keys, and so is the exact evaluation under BFV.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from rich.console import Console
 
 from hemacrypt.batch_plan import BatchPlan
+from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.bundle import Bundle
 from hemacrypt.errors import PlanError
 from hemacrypt.network import CollapsedNetwork
-from hemacrypt.plan import Plan, united
+from hemacrypt.plan import Plan, united, without_repeats
 from hemacrypt.planner.batch import BYTE_MS, plan_batch
+from hemacrypt.planner.bfv import plan_bfv
 from hemacrypt.planner.build import KEY_BUDGET, plan_model
 from hemacrypt.planner.costs import key_bytes, plan_ms
 from hemacrypt.planner.report import full_ciphertext_bytes, seeded_ciphertext_bytes
@@ -39,11 +41,18 @@ class Layouts:
         For a batch of images; None when the network cannot be evaluated so.
     no_batch:
         Why there is no batch plan; empty when there is one.
+    exact:
+        For one image under BFV; empty when the network cannot be evaluated so with the same parameters and keys, or
+        nobody asked for it.
+    no_exact:
+        Why there is no exact plan; empty when there is one.
     """
 
     plans: tuple[Plan, ...]
     batch: BatchPlan | None
     no_batch: str
+    exact: tuple[BfvPlan, ...] = ()
+    no_exact: str = "not asked for"
 
     @property
     def break_even(self) -> int | None:
@@ -58,23 +67,45 @@ def plan_layouts(
     preprocessing_digest: str = "",
     *,
     key_budget: int | None = None,
+    exact: bool = False,
+    precision: int | None = None,
+    engine: str = "vector",
+    margins: Mapping[str, float] | None = None,
 ) -> Layouts:
-    """Plan a network for few images and for batches.
+    """Plan a network for few images and for batches, and on request for exact evaluation.
 
     Parameters
     ----------
-    network, name, labels, preprocessing_digest, key_budget:
+    network, name, labels, preprocessing_digest, key_budget, precision, engine, margins:
         As in `hemacrypt.planner.plan_model`.
+    exact:
+        Whether to plan BFV as well.
 
     Raises
     ------
     PlanError
-        If the network cannot be planned for one image; that it cannot be planned for batches is no error.
+        If the network cannot be planned for one image; that it cannot be planned for batches or under BFV is no error.
     """
 
     def latency(budget: int | None) -> tuple[Plan, ...]:
-        return plan_model(network, name, labels, preprocessing_digest, key_budget=budget)
+        return plan_model(
+            network, name, labels, preprocessing_digest,
+            key_budget=budget, precision=precision, engine=engine, margins=margins,
+        )  # fmt: skip
 
+    layouts = _approximate(latency, network, name, labels, preprocessing_digest, key_budget)
+    return _with_exact(layouts, network, labels, preprocessing_digest, key_budget) if exact else layouts
+
+
+def _approximate(
+    latency: Callable[[int | None], tuple[Plan, ...]],
+    network: CollapsedNetwork,
+    name: str,
+    labels: Sequence[str] | None,
+    preprocessing_digest: str,
+    key_budget: int | None,
+) -> Layouts:
+    """Plan few images and batches under CKKS; ``latency`` plans few images within a budget for keys."""
     plans = latency(key_budget)
     try:
         batch = plan_batch(network, name, labels, preprocessing_digest, plans[0].parameters)
@@ -97,11 +128,56 @@ def plan_layouts(
     )
 
 
-def plan_bundle_layouts(bundle: Bundle, key_budget: int | None = None) -> Layouts:
-    """Plan a bundle's network for few images and for batches; see `plan_layouts`."""
+def _with_exact(
+    layouts: Layouts,
+    network: CollapsedNetwork,
+    labels: Sequence[str] | None,
+    preprocessing_digest: str,
+    key_budget: int | None,
+) -> Layouts:
+    """Add a plan under BFV, if one works with the parameters that are there and the keys keep within the budget."""
+    first, budget = layouts.plans[0].public, KEY_BUDGET if key_budget is None else key_budget
+    try:
+        plan = plan_bfv(network, first.model, labels, preprocessing_digest, parameters=first.parameters)
+    except PlanError as error:
+        return replace(layouts, no_exact=str(error))
+    # Both schemes turn by the same steps, but not at the same levels: a key that either needs is made once, for the
+    # highest level where it is used.
+    keys = without_repeats(united([first.keys, plan.public.keys]))
+    needed = key_bytes(first.parameters, keys)
+    if needed > max(budget, key_bytes(first.parameters, first.keys)):
+        why = f"the keys would take {needed / 1e6:.1f} MB together, the budget is {budget / 1e6:.1f} MB"
+        return replace(layouts, no_exact=why)
+    return replace(
+        layouts,
+        plans=tuple(replace(plan, public=replace(plan.public, keys=keys)) for plan in layouts.plans),
+        batch=layouts.batch and replace(layouts.batch, public=replace(layouts.batch.public, keys=keys)),
+        exact=(replace(plan, public=replace(plan.public, keys=keys)),),
+        no_exact="",
+    )
+
+
+def plan_bundle_layouts(
+    bundle: Bundle,
+    key_budget: int | None = None,
+    *,
+    exact: bool = False,
+    precision: int | None = None,
+    engine: str = "vector",
+) -> Layouts:
+    """Plan a bundle's network, by default as exact as its margins ask for; see `plan_layouts`."""
     manifest = bundle.manifest
-    digest = manifest.preprocessing.digest
-    return plan_layouts(bundle.network, manifest.name, manifest.labels, digest, key_budget=key_budget)
+    return plan_layouts(
+        bundle.network,
+        manifest.name,
+        manifest.labels,
+        manifest.preprocessing.digest,
+        key_budget=key_budget,
+        exact=exact,
+        precision=precision,
+        engine=engine,
+        margins=manifest.metrics.get("margins"),
+    )
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
-from hemacrypt.network import Array
+from hemacrypt.network import Array, ComplexArray, Linear
 from hemacrypt.plan import JOIN_FACTOR, Layout, LinearStep, Parameters, SquareStep, Term
 
 # SEAL's error: centred binomial of 21 + 21 bits, standard deviation 3.24 ("noise_standard_deviation" 3.2 rounded up).
 _ERROR_VARIANCE = 10.5
+# Spectral norms are computed for so many logits and matrices; beyond that cheaper bounds serve.
+_LOGITS_APART, _ROWS_OF_A_MATRIX, _LARGEST_MATRIX = 4, 1024, 1 << 23
 
 
 def deviations_of_bound(layout: Layout) -> float:
@@ -40,10 +43,19 @@ def deviations_of_bound(layout: Layout) -> float:
 
 
 class NoiseModel:
-    """Error variances of the primitive operations at given parameters; all per slot and for scale 1."""
+    """Error variances of the primitive operations at given parameters; all per slot and for scale 1.
 
-    def __init__(self, parameters: Parameters) -> None:
+    Parameters
+    ----------
+    parameters:
+        Degree and modulus chain.
+    centred:
+        Whether key switches take their digits around zero, as our kernels do, or in [0, q), as SEAL does.
+    """
+
+    def __init__(self, parameters: Parameters, centred: bool = False) -> None:
         self.parameters = parameters
+        self.centred = centred
         degree = parameters.degree
         self.encoding = degree / 12
         self.fresh = degree * _ERROR_VARIANCE / 2
@@ -51,12 +63,14 @@ class NoiseModel:
 
     @cached_property
     def _digit_shape(self) -> Array:
-        """Mean square of a digit at each slot's root of unity, for digits uniform in [0, 1), shape (slots,).
+        """Mean square of a digit at each slot's root of unity, for digits uniform in an interval of 1, shape (slots,).
 
         SEAL takes digits in [0, q), not (-q/2, q/2): their mean of q/2 adds up to (q/2) * 2 / (1 - zeta) in the slot of
         root zeta, which is large in the few slots whose root lies near 1.
         """
         degree = self.parameters.degree
+        if self.centred:
+            return np.full(self.parameters.slots, degree / 12)
         mean: Array = 1 / np.abs(1 - np.exp(1j * np.pi * self.parameters.slot_exponents / degree)) ** 2
         return degree / 12 + mean
 
@@ -88,9 +102,9 @@ class Transfer:
     turned: Array
 
     @classmethod
-    def of(cls, model: NoiseModel, step: LinearStep, peak: Array) -> Transfer:
+    def of(cls, model: NoiseModel, step: LinearStep, peak: ComplexArray) -> Transfer:
         """Measure a map; ``peak`` as in `linear_error`."""
-        nothing, inputs = np.zeros_like(peak[0]), (step.inputs, len(peak[0]))
+        nothing, inputs = np.zeros(peak.shape[1]), (step.inputs, peak.shape[1])
         switch, encoding = model.key_switch(step.level), _encoding(model, step)
         units = (
             _Units(step, np.ones(inputs), nothing, 0.0, nothing),
@@ -118,7 +132,7 @@ def _encoding(model: NoiseModel, step: LinearStep) -> float:
     return model.encoding / (2 if step.diagonals.imag.any() else 1)
 
 
-def linear_error(model: NoiseModel, step: LinearStep, variance: Array, peak: Array) -> Array:
+def linear_error(model: NoiseModel, step: LinearStep, variance: Array, peak: ComplexArray) -> Array:
     """Return the error variance after an affine map, before its rescale, shape (outputs, slots).
 
     Parameters
@@ -128,23 +142,13 @@ def linear_error(model: NoiseModel, step: LinearStep, variance: Array, peak: Arr
     variance:
         Error variance of the input, shape (inputs, slots).
     peak:
-        Largest absolute value of the input, shape (inputs, slots).
+        Largest values of the input, shape (inputs, slots): real and imaginary parts.
     """
     switch = model.key_switch(step.level)
     encoding = _encoding(model, step) / step.weight_scale**2
     product_scale = step.input_scale * step.weight_scale
     units = _Units(step, variance, switch / step.input_scale**2, encoding, switch / product_scale**2)
     return units.total(peak)
-
-
-def _switched(switch: Array, step: int) -> Array:
-    """Return the larger variance of the two ways to rotate by ``step``, shape (slots,).
-
-    SEAL rotates and decomposes the result, so that the few slots with far more noise are those whose roots lie near 1;
-    whoever decomposes once for several rotations has it in the slots that these are rotated to.
-    """
-    larger: Array = np.maximum(switch, np.roll(switch, -step))
-    return larger
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,12 +161,12 @@ class _Units:
     encoding: float
     turning: Array
 
-    def total(self, peak: Array) -> Array:
+    def total(self, peak: ComplexArray) -> Array:
         """Return the variance of the outputs, shape (outputs, slots)."""
         step = self.step
-        variances, squares = list(self.variance), list(peak**2)
+        variances, squares = list(self.variance), list(np.abs(peak) ** 2)
         for copy in step.copies[step.inputs :]:
-            variances.append(np.roll(variances[copy.parent], -copy.step) + _switched(self.copying, copy.step))
+            variances.append(np.roll(variances[copy.parent], -copy.step) + self.copying)
             squares.append(np.roll(squares[copy.parent], -copy.step))
         sums = [self._inner_sums(giants, variances, squares) for giants in step.giants]
         return np.stack([self._turned(total) for total in sums])
@@ -173,7 +177,7 @@ class _Units:
         total = np.zeros_like(variances[0])
         for number, giant in reversed(list(enumerate(giants))):
             if number < len(giants) - 1:
-                total = np.roll(total, -self.step.giant_step) + _switched(self.turning, self.step.giant_step)
+                total = np.roll(total, -self.step.giant_step) + self.turning
             for term in giant:
                 diagonal, variance = self.step.diagonals[term.diagonal], variances[term.copy]
                 total += (diagonal.real**2 + diagonal.imag**2) * variance
@@ -186,28 +190,122 @@ class _Units:
             steps = [0, *(turn.step for turn in group)]
             # What is added to its own conjugate doubles its real part, the error with it.
             doubled = [steps.count(turned) ** 2 * np.roll(total, -turned) for turned in sorted(set(steps))]
-            turning = np.sum([_switched(self.turning, turn.step) for turn in group], axis=0)
-            total = turning + np.sum(doubled, axis=0)
+            total = len(group) * self.turning + np.sum(doubled, axis=0)
         return total
 
 
-def square_error(model: NoiseModel, step: SquareStep, variance: Array, peak: Array) -> Array:
-    """Return the error variance after square, relinearisation and rescale, shape (outputs, slots); see `linear_error`.
+Part = Literal["real", "imaginary"]
 
-    Where real and imaginary part are joined, either may take the error of both: fresh errors are complex.
+
+def square_error(
+    model: NoiseModel, step: SquareStep, variance: Array, peak: ComplexArray, part: Part = "real"
+) -> Array:
+    """Return the error variance after square, relinearisation and rescale, shape (outputs, slots).
+
+    Where real ciphertexts are joined, either part may take the error of both: fresh errors are complex. Parting leaves
+    exactly real and exactly imaginary ones, but for the key switch of the conjugation.
+
+    Parameters
+    ----------
+    model, step:
+        Parameters and the square.
+    variance:
+        Error variance of the input, shape (inputs, slots); of one part where ciphertexts are parted.
+    peak:
+        Largest values of the input, shape (inputs, slots): real and imaginary parts.
+    part:
+        Whose variance is given and wanted where ciphertexts are parted.
     """
     switch = model.key_switch(step.level)
     if step.kind == "parted":
-        variance = variance + switch / (2 * step.input_scale) ** 2
-    squared = 4 * peak**2 * variance + 3 * variance**2
-    if step.kind == "parted":
-        squared = (1 + JOIN_FACTOR**2) * squared
-    elif step.kind == "joined":
-        real, other = squared[::2], squared[1::2]
+        added = switch / (2 * step.input_scale) ** 2
+        mine, other = (peak.real, peak.imag) if part == "real" else (peak.imag, peak.real)
+        own, brought = (1.0, JOIN_FACTOR) if part == "real" else (JOIN_FACTOR, 1.0)
+        squared = own**2 * _squared(mine, variance + added) + brought**2 * _squared(other, added)
+    else:
+        squared = _squared(peak.real, variance)
+    if step.kind == "joined":
+        real, others = squared[::2], squared[1::2]
         squared = real.copy()
-        squared[: len(other)] += JOIN_FACTOR**2 * other
+        squared[: len(others)] += JOIN_FACTOR**2 * others
     product_scale = SquareStep.gain(step.kind) * step.input_scale**2
     return squared + switch / product_scale**2 + model.rescale / step.output_scale**2
+
+
+def _squared(peak: Array, variance: Array) -> Array:
+    """Return the error variance of a square."""
+    squared: Array = 4 * peak**2 * variance + 3 * variance**2
+    return squared
+
+
+@dataclass(frozen=True, eq=False)
+class Hidden:
+    """The values that the last square squares: what they are made of, and how exactly.
+
+    Attributes
+    ----------
+    layer:
+        The affine map that writes them.
+    entering:
+        Error variance of each value that the map reads, shape (inputs,).
+    own:
+        Error variance that the map itself and what stands before the square add to each value, shape (outputs,).
+    energy:
+        Largest sum of their squares that is allowed.
+    """
+
+    layer: Linear
+    entering: Array
+    own: Array
+    energy: float
+
+    def amplified(self, last: Linear, logits: int) -> float:
+        """Return the largest variance of a logit that the last square and the last map make of these errors.
+
+        With values h and last weights v a logit is off by the sum of 2 v_i h_i e_i. The e_i share the errors that the
+        map W reads, so an image may line them up: over all h of energy E the variance is at most E times the squared
+        spectral norm of diag(2 v) W diag(sqrt(entering)), and E max_i (2 v_i)^2 own_i for what is independent.
+
+        Parameters
+        ----------
+        last:
+            The affine map behind the square.
+        logits:
+            How many of its outputs, from the first on, count.
+        """
+        rows, columns, values = last.entries()
+        if logits <= _LOGITS_APART:
+            gradients = np.zeros((logits, last.inputs))
+            counted = rows < logits
+            gradients[rows[counted], columns[counted]] = 2 * values[counted]
+        else:
+            # Many logits share one bound, that of their largest weights.
+            gradients = np.zeros((1, last.inputs))
+            np.maximum.at(gradients[0], columns[rows < logits], 2 * np.abs(values[rows < logits]))
+        aligned = [self._aligned(gradient) + float((gradient**2 * self.own).max()) for gradient in gradients]
+        return self.energy * max(aligned)
+
+    def _aligned(self, gradient: Array) -> float:
+        """Return the squared spectral norm of diag(gradient) W diag(sqrt(entering)), or a bound on it."""
+        rows, columns, values = self.layer.entries()
+        scaled = values * gradient[rows] * np.sqrt(self.entering)[columns]
+        if self._small:
+            matrix = np.zeros((self.layer.outputs, self.layer.inputs))
+            matrix[rows, columns] = scaled
+            return max(float(np.linalg.eigvalsh(matrix @ matrix.T)[-1]), 0.0)
+        # Hoelder's inequality; the rows and columns of a convolution are much alike, so little is lost.
+        absolute = np.abs(scaled)
+        return float(np.bincount(rows, absolute).max() * np.bincount(columns, absolute).max())
+
+    @property
+    def _small(self) -> bool:
+        return self.layer.outputs <= _ROWS_OF_A_MATRIX and self.layer.outputs * self.layer.inputs <= _LARGEST_MATRIX
+
+
+def read_at(variance: Array, layout: Layout) -> Array:
+    """Return the largest error variance of any copy of each value, shape (values,), in the values' own units."""
+    worst: Array = _by_copy(variance, layout).max(axis=0) / np.where(layout.flags, layout.factor, 1.0) ** 2
+    return worst
 
 
 def rescale_error(model: NoiseModel, step: LinearStep) -> float:

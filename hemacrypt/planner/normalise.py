@@ -72,6 +72,8 @@ class Normalised:
                 logit_error_bound=public.logit_error_bound / factor,
                 logit_limit=public.logit_limit / factor,
                 copy_error_bound=public.copy_error_bound / factor,
+                guard_limit=public.guard_limit / factor,
+                logit_error_floor=public.logit_error_floor / factor,
             ),
             steps=(*plan.steps[:-1], step),
             step_errors=(*plan.step_errors[:-1], plan.step_errors[-1] / factor),
@@ -153,8 +155,8 @@ def _largest_weights(layer: Linear) -> Array:
 
 def _scaled(layer: Linear, rows: Array, columns: Array) -> Linear:
     """Multiply rows and columns of a layer's matrix, and its bias by the rows."""
-    # One bias may stand for all pixels of a channel.
-    bias = layer.bias * rows[:: layer.outputs // layer.bias.size]
+    # One bias stands for all pixels of a channel, or each has its own.
+    bias = layer.bias * rows[:: layer.outputs // layer.bias.size].reshape(layer.bias.shape)
     if isinstance(layer, Dense):
         return Dense(layer.weight * rows[:, None] * columns, bias)
     out, into = layer.kernel.shape[:2]

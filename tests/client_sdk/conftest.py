@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 
 from client_sdk import Client
+from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.bundle import Bundle
-from hemacrypt.engines.seal import SealEngine
+from hemacrypt.engines.base import BaseEngine
+from hemacrypt.engines.bfv_seal import BfvSealEngine
+from hemacrypt.engines.seal import SealEngine, SealKeys
 from hemacrypt.evaluation_keys import EvaluationKeys, key_set_id
 from hemacrypt.network import CollapsedNetwork, Dense
 from hemacrypt.plan import Plan, PublicPlan
@@ -24,7 +27,7 @@ from hemacrypt.planner import plan_bundle
 from hemacrypt.preprocess import Pixels, Preprocessing
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
-from hemacrypt.wire import digest, plan_to_message, preprocessing_to_message
+from hemacrypt.wire import bfv_plan_to_message, digest, plan_to_message, preprocessing_to_message
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,19 @@ class Small:
 
     bundle: Bundle
     plans: tuple[Plan, ...]
+    exact: tuple[BfvPlan, ...] = ()
 
     @property
     def plan(self) -> PublicPlan:
         return self.plans[0].public
 
     @cached_property
-    def engines(self) -> dict[str, SealEngine]:
-        return {plan.public.plan_id: SealEngine(plan) for plan in self.plans}
+    def engines(self) -> dict[str, BaseEngine[Any, SealKeys]]:
+        approximate = {plan.public.plan_id: SealEngine(plan) for plan in self.plans}
+        return approximate | {plan.public.plan_id: BfvSealEngine(plan) for plan in self.exact}
 
     @property
-    def engine(self) -> SealEngine:
+    def engine(self) -> BaseEngine[Any, SealKeys]:
         """The engine of the plan for one image."""
         return self.engines[self.plan.plan_id]
 
@@ -55,6 +60,7 @@ class Small:
             preprocessing=preprocessing_to_message(self.bundle.manifest.preprocessing),
             largest_key_set=1 << 30,
             largest_ciphertext=1 << 20,
+            exact=[bfv_plan_to_message(plan.public) for plan in self.exact],
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ from hemacrypt.plan import Parameters
 from hemacrypt.planner import batch as planner
 from hemacrypt.planner import plan_bundle, plan_network
 from hemacrypt.planner.batch import plan_batch, plan_batch_bundle
-from hemacrypt.planner.chain import choose_parameters
+from hemacrypt.planner.chain import choose_parameters, primes_below
 from hemacrypt.planner.layouts import compare_layouts
 from hemacrypt.planner.scales import HEADROOM_BITS
 from hemacrypt.security import check_security
@@ -142,7 +144,7 @@ def test_values_without_room_are_refused() -> None:
 def test_insecure_parameters_cannot_be_given() -> None:
     chain = choose_parameters(8192, 2)
     with pytest.raises(PlanError, match="128-bit"):
-        Parameters(8192, (*chain.data_primes, *choose_parameters(8192, 4).data_primes[6:]), chain.special_prime)
+        Parameters(8192, (*chain.data_primes, *islice(primes_below(1 << 29, 8192), 4)), chain.special_prime)
 
 
 def test_many_images_make_batches_better_and_few_do_not(bundle: Bundle) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,30 @@ def replace_tensors(directory: Path, **changes: npt.NDArray[Any] | None) -> None
         else:
             tensors[key] = value
     (directory / TENSORS).write_bytes(safetensors.numpy.save(tensors))
+
+
+def test_a_bias_that_depends_on_the_position_survives_the_round_trip(tmp_path: Path) -> None:
+    first, second = network().linears
+    assert isinstance(first, Convolution)
+    bias = np.random.default_rng(5).normal(size=first.output_shape).astype(np.float32)
+    changed = CollapsedNetwork((3, 4, 4), (replace(first, bias=bias), second), PREPROCESSING.input_range)
+    preprocessing = {"labels": ("a", "b", "c"), "preprocessing": PREPROCESSING}
+    read = Bundle.create(changed, name="bordered", **preprocessing).write(tmp_path / "bundle").network
+    np.testing.assert_array_equal(read.linears[0].bias, bias)
+    line = (tmp_path / "bundle" / BIAS_CSV).read_text().splitlines()[0]
+    np.testing.assert_array_equal(np.array(line.split(","), dtype=np.float32), bias.ravel())
+    reference = changed(np.ones((1, 3, 4, 4)))
+    np.testing.assert_allclose(read(np.ones((1, 3, 4, 4))), reference, rtol=1e-5, atol=1e-5)
+
+
+def test_a_weight_beyond_float32_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    first, second = network().linears
+    assert isinstance(second, Dense)
+    large = CollapsedNetwork((3, 4, 4), (first, Dense(second.weight * 1e39, second.bias)), PREPROCESSING.input_range)
+    bundle = Bundle.create(large, name="large", labels=("a", "b", "c"), preprocessing=PREPROCESSING)
+    with pytest.raises(BundleError, match=r"layers\.1\.weight.*float32"):
+        bundle.write(tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_round_trip_keeps_the_network_in_float32_and_the_manifest(tmp_path: Path) -> None:

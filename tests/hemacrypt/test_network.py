@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,9 @@ def convolutions(draw: st.DrawFn) -> Convolution:
     kernel = rng.normal(size=(out, into, kernel_height, kernel_width)) * (
         rng.random((out, into, kernel_height, kernel_width)) < 0.8
     )
-    return Convolution(kernel, rng.normal(size=out), (into, height, width), draw(small), ((top, bottom), (left, right)))
+    padding = ((top, bottom), (left, right))
+    layer = Convolution(kernel, rng.normal(size=out), (into, height, width), draw(small), padding)
+    return replace(layer, bias=rng.normal(size=layer.output_shape)) if draw(st.booleans()) else layer
 
 
 def matrix(layer: Linear) -> Array:
@@ -45,7 +48,7 @@ def naive_convolution(layer: Convolution, image: Array) -> list[float]:
     channels, height, width = layer.input_shape
     out: list[float] = []
     for filter_number, y, x in itertools.product(*map(range, layer.output_shape)):
-        total = float(layer.bias[filter_number])
+        total = float(layer.bias[filter_number] if layer.bias.ndim == 1 else layer.bias[filter_number, y, x])
         for channel in range(channels):
             for i, j in itertools.product(range(layer.kernel.shape[2]), range(layer.kernel.shape[3])):
                 row, column = y * layer.stride + i - top, x * layer.stride + j - left

@@ -436,7 +436,7 @@ def test_a_conjugation_key_of_ours_conjugates_after_it_rotates() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": ("a",)}, "1 labels for 3 logits"),
+        ({"labels": ("a",)}, "1 labels and 0 guards for 3 values"),
         ({"keys": (KeyGroup(1, False, (1, 3)),)}, "odd and lie between 3 and 8191"),
         ({"keys": (KeyGroup(1, False, (3, 8193)),)}, "odd and lie between 3 and 8191"),
         ({"keys": (KeyGroup(1, False, (3, 4)),)}, "odd and lie between 3 and 8191"),

@@ -344,7 +344,7 @@ def test_a_smaller_degree_is_rejected_for_bits_and_never_for_slots() -> None:
     assert wide.public.input_layout.ciphertexts == 2
     assert not any("rejected" in reason for reason in wide.reasons)
     deep = sample_plan(1)
-    assert any("degree 4096 was rejected: 150 bits exceed its 109" in reason for reason in deep.reasons)
+    assert any("degree 4096 was rejected: it has room for primes of 22 bits" in reason for reason in deep.reasons)
 
 
 def test_the_cell_network_runs_at_degree_8192_with_six_data_primes(cell: Setup) -> None:
@@ -374,11 +374,12 @@ def test_the_convolution_of_the_cell_network_has_144_diagonals_and_half_of_them_
 
 
 def test_dense_layers_of_the_cell_network_need_one_diagonal_per_row(cell: Setup) -> None:
+    # Two logits and the guard make three rows of four.
     linears = [step for step in cell.plan.steps if isinstance(step, LinearStep)]
-    assert [step.multiplications for step in linears] == [72, 64, 2]
+    assert [step.multiplications for step in linears] == [72, 64, 4]
     # Rotate-and-sums reach over all of the period, one doubling after another, whatever their groups.
     reached = [sorted(turn.step for group in step.turns for turn in group) for step in linears]
-    for number, steps in ((1, (64, 128, 256, 512, 1024, 2048)), (2, (2, 4, 8, 16, 32))):
+    for number, steps in ((1, (64, 128, 256, 512, 1024, 2048)), (2, (4, 8, 16, 32))):
         assert set(steps) <= set(reached[number])
 
 
@@ -398,7 +399,7 @@ def test_the_public_half_holds_no_weights(cell: Setup) -> None:
         elif isinstance(value, Layout):
             shape = {"period", "slots", "ciphertexts", "factor", "images"}
             assert set(vars(value)) == {"positions", "imaginary", *shape}
-    assert len(numbers) == 5
+    assert len(numbers) == 7
 
 
 def test_a_layer_of_one_value_is_planned() -> None:
@@ -497,5 +498,5 @@ def test_labels_and_name_reach_the_public_plan() -> None:
     public = plan_network(network, name="mine", labels=("no", "yes")).public
     assert (public.model, public.labels) == ("mine", ("no", "yes"))
     assert plan_network(network).public.labels == ("logit 0", "logit 1")
-    with pytest.raises(PlanError, match="3 labels for 2 logits"):
+    with pytest.raises(PlanError, match="3 labels and 0 guards for 2 values"):
         plan_network(network, labels=("a", "b", "c"))

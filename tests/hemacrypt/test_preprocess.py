@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import struct
@@ -18,7 +19,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from hemacrypt.errors import ImageError
-from hemacrypt.preprocess import LARGEST_FILE, Preprocessing
+from hemacrypt.preprocess import LARGEST_FILE, ArrayPreprocessing, Preprocessing
 
 Pixels = npt.NDArray[np.uint8]
 PREPROCESS = Preprocessing()
@@ -298,3 +299,59 @@ def test_no_damage_raises_anything_but_an_image_error(tmp_path: Path, form: str)
 def test_impossible_declarations_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Preprocessing.model_validate(settings)
+
+
+ARRAY = ArrayPreprocessing(shape=(3, 4, 5), scale=0.5)
+
+
+def test_an_array_is_scaled_and_nothing_else() -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (3, 4, 5), dtype=np.uint8)
+    np.testing.assert_array_equal(ARRAY(pixels), pixels.astype(np.float32) / 2)
+    np.testing.assert_array_equal(ARRAY(pixels.astype(np.float64)), ARRAY(pixels))
+    np.testing.assert_array_equal(ARRAY.normalise(np.stack([pixels, pixels]))[1], ARRAY(pixels))
+    assert ARRAY.input_range == (0.0, 127.5)
+    assert ARRAY.input_shape == (3, 4, 5)
+
+
+def test_an_image_file_of_the_networks_size_is_an_array(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "colour.png")
+    Image.fromarray(pixels[:, :, 0]).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(ARRAY(tmp_path / "colour.png"), pixels.transpose(2, 0, 1) / np.float32(2))
+    grey = ArrayPreprocessing(shape=(1, 4, 5), scale=1)
+    np.testing.assert_array_equal(grey(str(tmp_path / "grey.png")), pixels[None, :, :, 0])
+    np.testing.assert_array_equal(grey.read(tmp_path / "grey.png"), pixels[None, :, :, 0])
+    with pytest.raises(ImageError, match="pixel type RGB; expected 8-bit grey"):
+        grey(tmp_path / "colour.png")
+    with pytest.raises(ImageError, match="pixel type L; expected 8-bit RGB"):
+        ARRAY(tmp_path / "grey.png")
+    with pytest.raises(ImageError, match="5x4 pixels; expected 4x5"):
+        ArrayPreprocessing(shape=(1, 5, 4))(tmp_path / "grey.png")
+    with pytest.raises(ImageError, match="2 channels; give arrays"):
+        ArrayPreprocessing(shape=(2, 4, 5))(tmp_path / "grey.png")
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((4, 5, 3)), "expected numbers of shape"),
+        (np.zeros((1, 3, 4, 5)), "expected one image"),
+        (np.full((3, 4, 5), np.nan), "not between 0 and 255"),
+        (np.full((3, 4, 5), 256.0), "not between 0 and 255"),
+        (np.full((3, 4, 5), -1), "not between 0 and 255"),
+        (np.zeros((3, 4, 5), dtype=complex), "expected numbers"),
+        (np.zeros((3, 4, 5), dtype=object), "expected numbers"),
+    ],
+)
+def test_an_array_that_is_no_such_image_is_refused(image: npt.NDArray[np.generic], words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        ARRAY(image)
+
+
+def test_the_digest_of_the_cells_declaration_is_what_it_always_was() -> None:
+    text = (
+        '{"kind":"central-crop-block-mean","image_size":450,"crop":320,"block":10,'
+        '"scale":0.00392156862745098,"largest_mean":255.0}'
+    )
+    assert PREPROCESS.model_dump_json() == text
+    assert PREPROCESS.digest == hashlib.sha256(text.encode()).hexdigest()

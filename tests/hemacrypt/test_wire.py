@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from hemacrypt import wire
 from hemacrypt.errors import PlanError
 from hemacrypt.plan import PublicPlan
-from hemacrypt.preprocess import Preprocessing
+from hemacrypt.preprocess import ArrayPreprocessing, Preprocessing
 from hemacrypt.v1 import inference_pb2 as pb
 from tests.hemacrypt.setups import Setup
 
@@ -191,3 +192,37 @@ def test_an_impossible_preprocessing_is_refused() -> None:
         wire.preprocessing_from_message(pb.Preprocessing(image_size=10, crop=7, block=2, scale=0.5))
     with pytest.raises(PlanError, match="impossible preprocessing"):
         wire.preprocessing_from_message(pb.Preprocessing())
+
+
+ARRAY = ArrayPreprocessing(shape=(1, 28, 20), scale=1 / 256, smallest=-128, largest=127)
+
+
+def test_the_preprocessing_of_arrays_arrives_as_it_was_declared() -> None:
+    message = wire.preprocessing_to_message(ARRAY).SerializeToString()
+    arrived = wire.preprocessing_from_message(pb.Preprocessing.FromString(message))
+    assert arrived == ARRAY
+    assert arrived.digest == ARRAY.digest != ArrayPreprocessing(shape=(1, 28, 20)).digest
+
+
+def test_a_service_that_names_no_kind_means_cells() -> None:
+    message = wire.preprocessing_to_message(PREPROCESSING)
+    message.ClearField("kind")
+    assert wire.preprocessing_from_message(message) == PREPROCESSING
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"shape": []}, "impossible preprocessing"),
+        ({"shape": [4096, 4096, 4096]}, "more than 1048576 values"),
+        ({"shape": [1, 0, 3]}, "impossible preprocessing"),
+        ({"smallest": 300.0}, "no range"),
+        ({"largest": float("nan")}, "impossible preprocessing"),
+        ({"scale": -1.0}, "impossible preprocessing"),
+        ({"kind": "guess"}, "upgrade hemacrypt"),
+    ],
+)
+def test_an_impossible_preprocessing_of_arrays_is_refused(changes: dict[str, Any], words: str) -> None:
+    declared = {"kind": "array", "shape": [1, 4, 4], "scale": 1.0, "largest": 255.0} | changes
+    with pytest.raises(PlanError, match=words):
+        wire.preprocessing_from_message(pb.Preprocessing(**declared))

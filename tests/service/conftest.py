@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -47,6 +49,18 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models") / "small"
     bundle.write(directory)
     return directory
+
+
+@contextmanager
+def serving(bundle: Path, directory: Path, **settings: Any) -> Iterator[tuple[Service, str]]:
+    """Serve one bundle inside this process, with one worker and a store of its own; yield service and address."""
+    places = {"store": directory / "store", "cache": directory / "cache"}
+    service = Service(Settings(bundles=(bundle,), port=0, workers=1, grace_seconds=0, **places, **settings))
+    service.start()
+    try:
+        yield service, f"127.0.0.1:{service.port}"
+    finally:
+        service.stop()
 
 
 @dataclass(frozen=True)

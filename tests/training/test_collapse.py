@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,7 +14,7 @@ from keras import layers
 from hemacrypt.network import Convolution, Dense
 from training.collapse import collapse, largest_difference
 from training.errors import CollapseError
-from training.models import Square, cryptonet
+from training.models import Quadratic, Square, cryptonet
 from training.settings import Settings
 
 Layers = Callable[[], list[Any]]
@@ -79,11 +80,12 @@ EXACT: dict[str, tuple[Layers, type]] = {
     "two unpadded": (lambda: [layers.Conv2D(4, 3, strides=2, padding="same"), layers.Conv2D(5, 2)], Convolution),
     "pooling first": (lambda: [layers.AveragePooling2D(2), layers.Conv2D(4, 3)], Convolution),
     "normalisation first": (lambda: [layers.BatchNormalization(), layers.Conv2D(4, 3)], Convolution),
-    # Zeros of the padding are not normalised zeros, so this is no convolution.
+    # Zeros of the padding are not normalised zeros: at the border the bias is another.
     "normalisation before padding": (
         lambda: [layers.BatchNormalization(), layers.Conv2D(4, 3, padding="same")],
-        Dense,
+        Convolution,
     ),
+    "rescaled": (lambda: [layers.Rescaling(2.0, offset=-1.0), layers.Conv2D(4, 3, padding="same")], Convolution),
     "two padded": (lambda: [layers.Conv2D(4, 3, padding="same"), layers.Conv2D(5, 3, padding="same")], Dense),
     "dense": (lambda: [layers.Flatten(), layers.Dense(8)], Dense),
     "convolution and dense": (
@@ -123,6 +125,43 @@ def test_odd_maps_fold_too(shape: tuple[int, int, int]) -> None:
 def test_a_square_between_flatten_and_dense_keeps_the_order_of_values() -> None:
     model = model_of(layers.Conv2D(3, 3), layers.Flatten(), Square(), layers.Dense(2))
     assert largest_difference(collapse(model), model, cells()) < 1e-5
+
+
+QUADRATIC: dict[str, Layers] = {
+    "on a map": lambda: [layers.Conv2D(3, 3), Quadratic(), *head()],
+    "before padding": lambda: [
+        layers.Conv2D(3, 3),
+        Quadratic(),
+        layers.Conv2D(4, 3, padding="same"),
+        Square(),
+        *head(),
+    ],
+    "after a dense layer": lambda: [layers.Flatten(), layers.Dense(7), Quadratic(), layers.Dense(2)],
+    "twice": lambda: [layers.Conv2D(3, 4, strides=3), Quadratic(), Quadratic(), *head()],
+    "on the image itself": lambda: [Quadratic(), *head()],
+}
+
+
+@pytest.mark.parametrize("name", QUADRATIC)
+def test_a_quadratic_activation_folds_into_the_maps_around_its_square(name: str) -> None:
+    model = model_of(*QUADRATIC[name]())
+    rng = np.random.default_rng(3)
+    quadratics = [layer for layer in model.layers if isinstance(layer, Quadratic)]
+    for layer in quadratics:
+        layer.set_weights([rng.normal(size=w.shape) for w in layer.weights])
+    network = collapse(model)
+    assert network.squares == len(quadratics) + sum(isinstance(layer, Square) for layer in model.layers)
+    assert largest_difference(network, model, cells()) < 1e-5
+
+
+def test_a_quadratic_activation_begins_as_a_square_and_survives_saving(tmp_path: Path) -> None:
+    model = model_of(layers.Conv2D(3, 3), Quadratic(), *head())
+    twin = model_of(layers.Conv2D(3, 3), Square(), *head())
+    twin.set_weights([w for w, v in zip(model.get_weights(), model.weights, strict=True) if "quadratic" not in v.path])
+    np.testing.assert_allclose(model.predict(cells(), verbose=0), twin.predict(cells(), verbose=0), rtol=1e-6)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
+    np.testing.assert_array_equal(again.predict(cells(), verbose=0), model.predict(cells(), verbose=0))
 
 
 def test_the_shipped_network_folds_to_convolution_square_dense_square_dense() -> None:

@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 from hemacrypt import DISCLAIMER
 from hemacrypt.bundle import Bundle
 from hemacrypt.errors import BundleError
+from hemacrypt.network import CollapsedNetwork, Dense
+from hemacrypt.preprocess import ArrayPreprocessing
 from training import cli
 from training.datasets import PROTOCOL_WORDS, Split, load_cells
 from training.errors import CollapseError, DataError, RunError
@@ -167,3 +169,11 @@ def test_evaluate_refuses_what_is_no_run_and_no_bundle(bundle: Path, arrays: Pat
 def test_the_commands_load_without_tensorflow() -> None:
     code = "import training.cli, sys; sys.exit(bool({'tensorflow', 'keras', 'sklearn', 'matplotlib'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_a_bundle_that_reads_arrays_is_not_measured_on_cells(tmp_path: Path) -> None:
+    network = CollapsedNetwork((1, 2, 2), (Dense(np.ones((2, 4)), np.zeros(2)),))
+    bundle = Bundle.create(network, name="arrays", labels=("a", "b"), preprocessing=ArrayPreprocessing(shape=(1, 2, 2)))
+    bundle.write(tmp_path / "bundle")
+    with pytest.raises(RunError, match=r"'arrays' reads arrays of shape \(1, 2, 2\), not cells"):
+        call("evaluate", tmp_path / "bundle")

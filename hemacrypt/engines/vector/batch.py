@@ -88,11 +88,19 @@ class BatchEngine:
             If it does not fit the plan.
         """
         found: BatchKeys = {}
-        for group, serialised in keys.grouped(self.plan.public):
-            if group.level in self.switching:
-                ring = self.switching[group.level].ring
+        needed, parameters = sorted(self.switching, reverse=True), self.plan.parameters
+        groups = [(group.level, each) for group, each in keys.grouped(self.plan.public) if group.relinearise]
+        for level, serialised in groups:
+            # A key serves its own level and all lower ones, down to the next that has a key of its own.
+            lower = max((other for other, _ in groups if other < level), default=-1)
+            served = [each for each in needed if lower < each <= level]
+            if served:
+                ring = Ring(parameters.truncated(level))
                 components = sealformat.read_relinearisation_key(serialised.relinearisation, ring.parameters)
-                found[group.level] = switching_key(ring, components)
+                key = switching_key(ring, components)
+                for each in served:
+                    rows = [*range(each + 1), -1]
+                    found[each] = np.ascontiguousarray(key[: each + 1, :, rows])
         return found
 
     def warm_up(self) -> None:

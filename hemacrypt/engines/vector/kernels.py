@@ -102,8 +102,8 @@ def decompose(polynomial: Any, digits: Any, tables: Any) -> None:
         Written; shape (k, k + 1, N), the last row for the special prime.
     """
     coefficients = np.empty_like(polynomial)
-    lower(polynomial, coefficients, tables, 0, 1)
-    lift(polynomial, coefficients, digits, tables, 0, 1)
+    lower(polynomial, coefficients, tables, False, 0, 1)
+    lift(polynomial, coefficients, digits, tables, False, 0, 1)
 
 
 @kernel
@@ -253,7 +253,7 @@ def square(ciphertext: Any, out: Any, tables: Any, part: Any, parts: Any) -> Non
 
 
 @kernel
-def lower(polynomial: Any, coefficients: Any, tables: Any, part: Any, parts: Any) -> None:
+def lower(polynomial: Any, coefficients: Any, tables: Any, centred: Any, part: Any, parts: Any) -> None:
     """Transform every row of a polynomial back: the first half of a decomposition.
 
     Parameters
@@ -262,15 +262,29 @@ def lower(polynomial: Any, coefficients: Any, tables: Any, part: Any, parts: Any
         Shape (k, N).
     coefficients:
         Written; shape (k, N).
+    centred:
+        Whether digits shall lie around zero: then what is written is half a prime too large, modulo it, and `lift`
+        takes that away again. In [0, q), as SEAL has them, they have a mean, which makes the noise of a key switch
+        large in the few slots whose root lies near 1.
     """
     primes, _, _, roots, shoup, scale, scale_shoup = tables[:7]
     start, stop = share(polynomial.shape[0], part, parts)
     for j in range(start, stop):
         inverse_into(polynomial[j], coefficients[j], roots[j], shoup[j], primes[j], scale[j], scale_shoup[j])
+        if centred:
+            _raise_by_half(coefficients[j], primes[j])
 
 
 @kernel
-def lift(polynomial: Any, coefficients: Any, digits: Any, tables: Any, part: Any, parts: Any) -> None:
+def _raise_by_half(coefficients: Any, prime: Any) -> None:
+    """Add half a prime to all coefficients, modulo it."""
+    q, half = spread(prime), spread(np.uint32(prime >> np.uint32(1)))
+    for n in range(0, coefficients.shape[0], LANES):
+        store(coefficients, n, under(load(coefficients, n) + half, q))
+
+
+@kernel
+def lift(polynomial: Any, coefficients: Any, digits: Any, tables: Any, centred: Any, part: Any, parts: Any) -> None:
     """Bring every digit to every prime: the second half of a decomposition, after `lower`.
 
     Parameters
@@ -279,6 +293,8 @@ def lift(polynomial: Any, coefficients: Any, digits: Any, tables: Any, part: Any
         What `lower` took and wrote; shape (k, N).
     digits:
         Written; shape (k, k + 1, N), the last row for the special prime. Rows may be longer than N (`PADDING`).
+    centred:
+        As in `lower`.
     """
     primes, roots, shoup = tables[:3]
     level, special, count = polynomial.shape[0], primes.shape[0] - 1, polynomial.shape[1]
@@ -290,11 +306,23 @@ def lift(polynomial: Any, coefficients: Any, digits: Any, tables: Any, part: Any
             i, j = unit // (level - 1), unit % (level - 1)
             j += j >= i
         row = special if i == level else i
-        # Primes differ by less than a factor of two, so the digit is below 4q, as the transform wants it.
-        forward_into(coefficients[j], digits[j, i, :count], roots[row], shoup[row], primes[row])
+        target = digits[j, i, :count]
+        if centred:
+            _forward_centred(coefficients[j], target, roots[row], shoup[row], primes[row], primes[j])
+        else:
+            # Primes differ by less than a factor of two, so the digit is below 4q, as the transform wants it.
+            forward_into(coefficients[j], target, roots[row], shoup[row], primes[row], None)
     start, stop = share(level, part, parts)
     for j in range(start, stop):
         digits[j, j, :count] = polynomial[j]
+
+
+@kernel
+def _forward_centred(source: Any, target: Any, roots: Any, shoup: Any, prime: Any, digit_prime: Any) -> None:
+    """Transform a digit that is half its own prime too large."""
+    # Twice the prime less half of the other: no less than zero, and with the digit below 4q.
+    offset = spread(np.uint32(2 * prime - (digit_prime >> np.uint32(1))))
+    forward_into(source, target, roots, shoup, prime, offset)
 
 
 @kernel
@@ -311,6 +339,8 @@ def lower_over_qp(polynomial: Any, coefficients: Any, tables: Any, part: Any, pa
 @kernel
 def scale_down(over: Any, coefficients: Any, tables: Any, part: Any, parts: Any) -> None:
     """Divide coefficients over QP by the special prime and round, as SEAL does; then comes `lift_all`.
+
+    What is written is half a prime too large: see `lower`.
 
     Parameters
     ----------
@@ -330,6 +360,7 @@ def scale_down(over: Any, coefficients: Any, tables: Any, part: Any, parts: Any)
             # What the special prime leaves over, rounded.
             store(target, n, under(under(under(load(gone, n) + middle, special), q) + fix, q))
         _quotient(source, target, tables[10][last, i], tables[11][last, i], prime, target)
+        _raise_by_half(target, prime)
 
 
 @kernel
@@ -341,7 +372,7 @@ def lift_all(coefficients: Any, digits: Any, tables: Any, part: Any, parts: Any)
     for unit in range(start, stop):
         i, j = unit // level, unit % level
         row = special if i == level else i
-        forward_into(coefficients[j], digits[j, i, :count], roots[row], shoup[row], primes[row])
+        _forward_centred(coefficients[j], digits[j, i, :count], roots[row], shoup[row], primes[row], primes[j])
 
 
 @kernel
@@ -634,19 +665,35 @@ def _sum_tile(
 
 @kernel
 def fold_special(values: Any, tables: Any, part: Any, parts: Any) -> None:
-    """Prepare a division by the special prime: bring the last row to coefficients, ready to be rounded.
+    """Prepare a division by the special prime; see `fold_row`."""
+    fold_row(values, values.shape[1] - 1, tables[0].shape[0] - 1, tables, part, parts)
+
+
+@kernel
+def fold_row(values: Any, row: Any, number: Any, tables: Any, part: Any, parts: Any) -> None:
+    """Prepare a division by prime number ``number``: bring its row to coefficients, ready to be rounded.
 
     Parameters
     ----------
     values:
-        Polynomials over QP, shape (polynomials, k + 1, N); the last rows are changed.
+        Polynomials over QP, shape (polynomials, k + 1, N); these rows are changed.
+    row:
+        Where the prime's residues are.
     """
-    special = tables[0].shape[0] - 1
     start, stop = share(values.shape[0], part, parts)
     for c in range(start, stop):
-        gone = values[c, values.shape[1] - 1]
-        to_coefficients(gone, special, tables)
-        _add_half(gone, tables[0][special])
+        to_coefficients(values[c, row], number, tables)
+        _add_half(values[c, row], tables[0][number])
+
+
+@kernel
+def divide_rows(values: Any, row: Any, number: Any, tables: Any, part: Any, parts: Any) -> None:
+    """Divide the rows before ``row`` by prime number ``number`` and round, as SEAL does, in place; after `fold_row`."""
+    rest = np.empty(values.shape[2], np.uint32)
+    start, stop = share(values.shape[0] * row, part, parts)
+    for unit in range(start, stop):
+        c, i = unit // row, unit % row
+        _divide_row(values[c, i], values[c, row], number, i, rest, values[c, i], tables)
 
 
 @kernel

@@ -186,10 +186,21 @@ def _at_once(stages: Any) -> Any:
 
 
 @kernel
-def _up_three(source: Any, target: Any, start: Any, reach: Any, block: Any, roots: Any, shoup: Any, prime: Any) -> None:
+def _entering(source: Any, place: Any, offset: Any) -> Any:
+    """Read residues, moved by an offset unless it is None: which of the two is decided when this is compiled."""
+    if offset is None:
+        return load(source, place)
+    return load(source, place) + offset
+
+
+@kernel
+def _up_three(
+    source: Any, target: Any, start: Any, reach: Any, block: Any, roots: Any, shoup: Any, prime: Any, offset: Any
+) -> None:
     """Take three stages forward: residues ``start + 0 … 8 * reach - 1``, which are number ``block`` of their kind.
 
-    ``block`` counts on from 1, 2, 4 … as roots do: block b of a stage splits into 2b and 2b + 1.
+    ``block`` counts on from 1, 2, 4 … as roots do: block b of a stage splits into 2b and 2b + 1. An ``offset`` in all
+    lanes is added to what is read; None adds nothing.
     """
     q, double = spread(prime), spread(np.uint32(2 * prime))
     w1, s1 = _root(roots, shoup, block)
@@ -200,10 +211,10 @@ def _up_three(source: Any, target: Any, start: Any, reach: Any, block: Any, root
     w6, s6 = _root(roots, shoup, 4 * block + 2)
     w7, s7 = _root(roots, shoup, 4 * block + 3)
     for n in range(start, start + reach, LANES):
-        a, b = load(source, n), load(source, n + reach)
-        c, d = load(source, n + 2 * reach), load(source, n + 3 * reach)
-        e, f = load(source, n + 4 * reach), load(source, n + 5 * reach)
-        g, h = load(source, n + 6 * reach), load(source, n + 7 * reach)
+        a, b = _entering(source, n, offset), _entering(source, n + reach, offset)
+        c, d = _entering(source, n + 2 * reach, offset), _entering(source, n + 3 * reach, offset)
+        e, f = _entering(source, n + 4 * reach, offset), _entering(source, n + 5 * reach, offset)
+        g, h = _entering(source, n + 6 * reach, offset), _entering(source, n + 7 * reach, offset)
         a, e = _up(a, e, w1, s1, q, double)
         b, f = _up(b, f, w1, s1, q, double)
         c, g = _up(c, g, w1, s1, q, double)
@@ -227,15 +238,17 @@ def _up_three(source: Any, target: Any, start: Any, reach: Any, block: Any, root
 
 
 @kernel
-def _up_two(source: Any, target: Any, start: Any, reach: Any, block: Any, roots: Any, shoup: Any, prime: Any) -> None:
+def _up_two(
+    source: Any, target: Any, start: Any, reach: Any, block: Any, roots: Any, shoup: Any, prime: Any, offset: Any
+) -> None:
     """Take two stages forward, over ``4 * reach`` residues; see `_up_three`."""
     q, double = spread(prime), spread(np.uint32(2 * prime))
     w1, s1 = _root(roots, shoup, block)
     w2, s2 = _root(roots, shoup, 2 * block)
     w3, s3 = _root(roots, shoup, 2 * block + 1)
     for n in range(start, start + reach, LANES):
-        a, b = load(source, n), load(source, n + reach)
-        c, d = load(source, n + 2 * reach), load(source, n + 3 * reach)
+        a, b = _entering(source, n, offset), _entering(source, n + reach, offset)
+        c, d = _entering(source, n + 2 * reach, offset), _entering(source, n + 3 * reach, offset)
         a, c = _up(a, c, w1, s1, q, double)
         b, d = _up(b, d, w1, s1, q, double)
         a, b = _up(a, b, w2, s2, q, double)
@@ -318,8 +331,8 @@ def _up_last(values: Any, start: Any, stop: Any, roots: Any, shoup: Any, prime: 
 
 
 @kernel
-def forward_into(source: Any, target: Any, roots: Any, shoup: Any, prime: Any) -> None:
-    """Transform into another array; ``source`` may be any number below 4q, results are below q.
+def forward_into(source: Any, target: Any, roots: Any, shoup: Any, prime: Any, offset: Any) -> None:
+    """Transform into another array; ``source`` may be any number below 4q after moving, results are below q.
 
     Parameters
     ----------
@@ -327,6 +340,8 @@ def forward_into(source: Any, target: Any, roots: Any, shoup: Any, prime: Any) -
         Shape (N,), N at least 1024.
     target:
         Written; shape (N,). May be ``source`` itself.
+    offset:
+        Added to every number first, in all lanes; or None.
     """
     count = source.shape[0]
     stages = _middle_stages(count)
@@ -335,9 +350,9 @@ def forward_into(source: Any, target: Any, roots: Any, shoup: Any, prime: Any) -
     done = _at_once(stages)
     size = count >> done
     if done == 3:
-        _up_three(source, target, 0, size, 1, roots, shoup, prime)
+        _up_three(source, target, 0, size, 1, roots, shoup, prime, offset)
     else:
-        _up_two(source, target, 0, size, 1, roots, shoup, prime)
+        _up_two(source, target, 0, size, 1, roots, shoup, prime, offset)
     for base in range(0, count, size):
         reach, left = size, stages - done
         while left > 0:
@@ -345,18 +360,18 @@ def forward_into(source: Any, target: Any, roots: Any, shoup: Any, prime: Any) -
             if _at_once(left) == 3:
                 reach, left = reach >> 3, left - 3
                 for start in range(base, base + size, whole):
-                    _up_three(target, target, start, reach, (count + start) // whole, roots, shoup, prime)
+                    _up_three(target, target, start, reach, (count + start) // whole, roots, shoup, prime, None)
             else:
                 reach, left = reach >> 2, left - 2
                 for start in range(base, base + size, whole):
-                    _up_two(target, target, start, reach, (count + start) // whole, roots, shoup, prime)
+                    _up_two(target, target, start, reach, (count + start) // whole, roots, shoup, prime, None)
         _up_last(target, base, base + size, roots, shoup, prime)
 
 
 @kernel
 def forward(values: Any, roots: Any, shoup: Any, prime: Any) -> None:
     """Transform in place; values may be any number below 4q, results are below q. Shape (N,), N at least 1024."""
-    forward_into(values, values, roots, shoup, prime)
+    forward_into(values, values, roots, shoup, prime, None)
 
 
 @kernel

@@ -104,20 +104,37 @@ def unlifted(words: Words, primes: Wide) -> Wide:
     return words.astype(np.uint64) * inverses % primes[:, None]
 
 
-def test_a_decomposition_in_two_halves(case: Case, parts: int) -> None:
+@pytest.mark.parametrize("centred", [False, True])
+def test_a_decomposition_in_two_halves(case: Case, parts: int, centred: bool) -> None:
     polynomial = case.residues(case.data)
     coefficients = np.empty_like(polynomial)
-    in_parts(kernels.lower, (polynomial, coefficients, case.tables), coefficients, parts)
-    assert np.array_equal(coefficients, case.coefficients(polynomial, case.rows(False)))
+
+    def lower(*arguments: Any) -> None:
+        kernels.lower(*arguments[:-2], centred, *arguments[-2:])
+
+    def lift(*arguments: Any) -> None:
+        kernels.lift(*arguments[:-2], centred, *arguments[-2:])
+
+    in_parts(lower, (polynomial, coefficients, case.tables), coefficients, parts)
+    plain = case.coefficients(polynomial, case.rows(False))
+    halves = (case.data >> np.uint64(1))[:, None] if centred else 0
+    assert np.array_equal(coefficients, (plain + halves) % case.data[:, None])
     digits = np.empty((case.level, case.level + 1, case.degree), dtype=np.uint32)
-    in_parts(kernels.lift, (polynomial, coefficients, digits, case.tables), digits, parts)
+    in_parts(lift, (polynomial, coefficients, digits, case.tables), digits, parts)
     for j in range(case.level):
-        wanted = coefficients[j].astype(np.uint64) % case.over[:, None]
+        wanted = in_range(plain[j], case.data[j], centred) % case.over.astype(np.int64)[:, None]
         assert np.array_equal(digits[j], case.values(wanted.astype(np.uint32), case.rows(True)))
         assert np.array_equal(digits[j, j], polynomial[j])
-    whole = np.empty_like(digits)
-    kernels.decompose(polynomial, whole, case.tables)
-    assert np.array_equal(whole, digits)
+    if not centred:
+        whole = np.empty_like(digits)
+        kernels.decompose(polynomial, whole, case.tables)
+        assert np.array_equal(whole, digits)
+
+
+def in_range(coefficients: Words, prime: Any, centred: bool) -> npt.NDArray[np.int64]:
+    """Return coefficients as digits: from 0 on, or around 0."""
+    digits = coefficients.astype(np.int64)
+    return np.where(digits > int(prime) // 2, digits - int(prime), digits) if centred else digits
 
 
 class Rotations(Case):
@@ -288,9 +305,10 @@ def test_a_decomposition_of_what_is_over_qp(case: Case, parts: int) -> None:
     folded = polynomial[None].copy()
     kernels.fold_special(folded, case.tables, 0, 1)
     kernels.divide_special(folded, divided, case.tables, 0, 1)
-    assert np.array_equal(coefficients, case.coefficients(divided[0], case.rows(False)))
+    plain = case.coefficients(divided[0], case.rows(False))
+    assert np.array_equal(coefficients, (plain + (case.data >> np.uint64(1))[:, None]) % case.data[:, None])
     digits = np.empty((case.level, case.level + 1, case.degree), dtype=np.uint32)
     in_parts(kernels.lift_all, (coefficients, digits, case.tables), digits, parts)
-    wanted = np.empty_like(digits)
-    kernels.decompose(divided[0], wanted, case.tables)
-    assert np.array_equal(digits, wanted)
+    for j in range(case.level):
+        wanted = in_range(plain[j], case.data[j], True) % case.over.astype(np.int64)[:, None]
+        assert np.array_equal(digits[j], case.values(wanted.astype(np.uint32), case.rows(True)))

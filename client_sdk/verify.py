@@ -1,0 +1,391 @@
+"""``hemacrypt verify``: encrypted against clear on real images, under each scheme, in this process.
+
+Everything is real but the wire: a secret key, seeded ciphertexts, evaluation keys that went through bytes, an engine.
+Under CKKS the clear network is the one of the bundle, and a logit may be off by the plan's bound. Under BFV it is the
+network with integer weights: its integers must come out exactly, and its logits may lie from those of the bundle's
+network by what the plan says that quantisation costs.
+
+Whoever holds a bundle is the laboratory, so this tells nobody anything new; it is how either party, or a reviewer,
+convinces themselves that encryption changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from client_sdk._crypto import BfvKeyHolder, KeyHolder
+from client_sdk._results import Scheme
+from client_sdk.cases import Case
+from hemacrypt import DISCLAIMER
+from hemacrypt.bfv_plan import BfvPlan
+from hemacrypt.bundle import Bundle
+from hemacrypt.engines import encrypted_bfv_engine, encrypted_engine
+from hemacrypt.engines.base import BaseEngine
+from hemacrypt.errors import FormatError
+from hemacrypt.evaluation_keys import EvaluationKeys
+from hemacrypt.network import Array
+from hemacrypt.plan import Plan
+from hemacrypt.planner import plan_bundle_layouts
+from hemacrypt.planner.bfv import plan_bfv, quantised_for
+
+_STAGES = ("encrypt", "compute", "decrypt")
+SCHEMES: tuple[Scheme, ...] = ("ckks", "bfv")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one image.
+
+    Attributes
+    ----------
+    case:
+        The image.
+    encrypted, clear:
+        Logits that were decrypted, and of the network that is evaluated, in the clear; shape (logits,).
+    trained:
+        Logits of the bundle's network, in the clear; the same as ``clear`` under CKKS.
+    equal:
+        Whether the integers are equal; None under CKKS, which has none.
+    ms:
+        Milliseconds of each stage.
+    upload, reply:
+        Bytes of the ciphertexts there and back.
+    """
+
+    case: Case
+    encrypted: Array
+    clear: Array
+    trained: Array
+    equal: bool | None
+    ms: dict[str, float]
+    upload: int
+    reply: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether encrypted and clear give the same label."""
+        return _index(self.encrypted) == _index(self.clear)
+
+    @property
+    def error(self) -> float:
+        """Largest difference of a logit between encrypted and clear."""
+        return float(np.abs(self.encrypted - self.clear).max())
+
+    @property
+    def quantisation_error(self) -> float:
+        """Largest difference of a logit between encrypted and the bundle's network."""
+        return float(np.abs(self.encrypted - self.trained).max())
+
+
+class _Approximate:
+    """The CKKS side: plan, keys, engine."""
+
+    scheme: Scheme = "ckks"
+
+    def __init__(self, bundle: Bundle, plan: Plan, engine: str, threads: int) -> None:
+        self.plan, self._network = plan, bundle.network
+        self.bound, self.quantisation_bound = plan.public.logit_error_bound, 0.0
+        self._holder = KeyHolder(plan.public)
+        self._engine = encrypted_engine(engine, plan, threads)
+        self._keys, self.key_bytes = _registered(self._engine, self._holder.evaluation_keys())
+
+    def warm_up(self, values: npt.NDArray[np.float32]) -> None:
+        """Let a first evaluation pay for loading or compiling kernels."""
+        self._evaluate(self._holder.encrypt(values[None]))
+
+    def run(self, case: Case, values: npt.NDArray[np.float32]) -> Outcome:
+        """Evaluate one image both ways."""
+        logits, ms, upload, reply = _timed(self._holder.encrypt, self._evaluate, self._holder.decrypt, values)
+        clear = self._network(values[None])[0]
+        return Outcome(case, logits[0], clear, clear, None, ms, upload, reply)
+
+    def _evaluate(self, ciphertexts: list[bytes]) -> list[bytes]:
+        return self._engine.evaluate(ciphertexts, self._keys)
+
+
+class _Exact:
+    """The BFV side: plan, keys, engine, and the network with integer weights that it must equal."""
+
+    scheme: Scheme = "bfv"
+
+    def __init__(self, bundle: Bundle, plan: BfvPlan, engine: str, threads: int) -> None:
+        self.plan, self._network = plan, bundle.network
+        self._quantised = quantised_for(bundle.network, plan)
+        self.bound, self.quantisation_bound = 0.0, plan.public.quantisation_error
+        self._holder = BfvKeyHolder(plan.public, None)
+        self._engine = encrypted_bfv_engine(engine, plan, threads)
+        self._keys, self.key_bytes = _registered(self._engine, self._holder.evaluation_keys())
+
+    def warm_up(self, values: npt.NDArray[np.float32]) -> None:
+        """Let a first evaluation pay for loading or compiling kernels."""
+        self._evaluate(self._holder.encrypt(values[None]))
+
+    def run(self, case: Case, values: npt.NDArray[np.float32]) -> Outcome:
+        """Evaluate one image both ways."""
+        found, ms, upload, reply = _timed(self._holder.encrypt, self._evaluate, self._holder.decrypt_integers, values)
+        integers, expected = [[int(n) for n in row] for row in (found[0], self._quantised.integers(values[None])[0])]
+        scale = self.plan.public.output_scale
+        encrypted, clear = (np.array(row, dtype=np.float64) / scale for row in (integers, expected))
+        trained = self._network(values[None])[0]
+        return Outcome(case, encrypted, clear, trained, integers == expected, ms, upload, reply)
+
+    def _evaluate(self, ciphertexts: list[bytes]) -> list[bytes]:
+        return self._engine.evaluate(ciphertexts, self._keys)
+
+
+def verify(
+    bundle: Bundle,
+    cases: Sequence[Case],
+    schemes: Sequence[Scheme],
+    engine: str,
+    threads: int,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """Evaluate images encrypted and in the clear; print and return what came of it, one record for each scheme.
+
+    Parameters
+    ----------
+    bundle:
+        The model.
+    cases:
+        At least one image.
+    schemes:
+        Of `SCHEMES`.
+    engine, threads:
+        Name of the engine, and how many threads it may use for one image.
+    console:
+        Where to print.
+
+    Raises
+    ------
+    ImageError
+        If an image cannot be what the model reads.
+    PlanError
+        If a network cannot be planned under a scheme.
+    """
+    # All of them before the first: a bad file should show at once, and not after an hour.
+    values = [bundle.manifest.preprocessing(case.image) for case in cases]
+    records = []
+    for scheme, side in zip(schemes, _sides(bundle, schemes, engine, threads, console), strict=True):
+        side.warm_up(values[0])
+        pairs = list(zip(cases, values, strict=True))
+        outcomes, unreadable = [], []
+        for case, value in track(pairs, f"{scheme}: encrypt → evaluate → decrypt → compare", console=console):
+            try:
+                outcomes.append(side.run(case, value))
+            except FormatError as error:
+                unreadable.append(f"{case.source}: {error}")
+        if not outcomes:
+            raise FormatError("reply", f"no answer of {len(cases)} under {scheme} could be read; {unreadable[0]}")
+        record = summarise(side, outcomes, unreadable, bundle) | {"engine": engine, "threads": threads}
+        show(record, outcomes, bundle.manifest.labels, console)
+        records.append(record)
+    return records
+
+
+def _sides(
+    bundle: Bundle, schemes: Sequence[Scheme], engine: str, threads: int, console: Console
+) -> Iterator[_Approximate | _Exact]:
+    layouts = plan_bundle_layouts(bundle, exact="bfv" in schemes)
+    for scheme in schemes:
+        started = time.perf_counter()
+        if scheme == "ckks":
+            side: _Approximate | _Exact = _Approximate(bundle, layouts.plans[0], engine, threads)
+        else:
+            side = _Exact(bundle, layouts.exact[0] if layouts.exact else _exact_alone(bundle), engine, threads)
+        took = time.perf_counter() - started
+        console.print(f"{scheme}: keys made and weights encoded in {took:.1f} s", highlight=False)
+        yield side
+
+
+def _exact_alone(bundle: Bundle) -> BfvPlan:
+    """Plan BFV with parameters and keys of its own, for networks that cannot share those of CKKS."""
+    manifest = bundle.manifest
+    return plan_bfv(bundle.network, manifest.name, manifest.labels, manifest.preprocessing.digest)
+
+
+def _registered(engine: BaseEngine[Any, Any], keys: EvaluationKeys) -> tuple[Any, int]:
+    """Load evaluation keys as a service does, from their bytes; return them and how many bytes they are."""
+    blob = keys.to_bytes()
+    return engine.load_keys(EvaluationKeys.from_bytes(blob)), len(blob)
+
+
+def _timed(
+    encrypt: Callable[[npt.ArrayLike], list[bytes]],
+    evaluate: Callable[[list[bytes]], list[bytes]],
+    decrypt: Callable[[list[bytes]], Any],
+    values: npt.NDArray[np.float32],
+) -> tuple[Any, dict[str, float], int, int]:
+    """Run the three stages; return the answer, the milliseconds of each, and the bytes there and back."""
+    times = [time.perf_counter()]
+    ciphertexts = encrypt(values[None])
+    times.append(time.perf_counter())
+    replies = evaluate(ciphertexts)
+    times.append(time.perf_counter())
+    answer = decrypt(replies)
+    times.append(time.perf_counter())
+    ms = {stage: (end - start) * 1e3 for stage, start, end in zip(_STAGES, times, times[1:], strict=False)}
+    return answer, ms, sum(map(len, ciphertexts)), sum(map(len, replies))
+
+
+def summarise(
+    side: _Approximate | _Exact, outcomes: Sequence[Outcome], unreadable: Sequence[str], bundle: Bundle
+) -> dict[str, Any]:
+    """Return the record of one scheme: counts, errors and their bounds, accuracies, times, bytes.
+
+    Answers that the key holder refuses to read count as disagreements and, under BFV, as inexact.
+    """
+    public, exact = side.plan.public, side.scheme == "bfv"
+    labelled = [outcome for outcome in outcomes if outcome.case.label is not None]
+    record: dict[str, Any] = {
+        "scheme": side.scheme,
+        "model": public.model,
+        "bundle": bundle.digest,
+        "plan_id": public.plan_id,
+        "images": len(outcomes) + len(unreadable),
+        "disagreements": sum(not outcome.agrees for outcome in outcomes) + len(unreadable),
+        "unreadable": list(unreadable),
+        "exact": all(outcome.equal for outcome in outcomes) and not unreadable if exact else None,
+        "max_logit_error": max(outcome.error for outcome in outcomes),
+        "logit_error_bound": side.bound,
+    }
+    if exact:
+        record |= {
+            "inexact": sum(not outcome.equal for outcome in outcomes) + len(unreadable),
+            "quantisation": {
+                "max_logit_error": max(outcome.quantisation_error for outcome in outcomes),
+                "logit_error_bound": side.quantisation_bound,
+                "disagreements": sum(_index(o.encrypted) != _index(o.trained) for o in outcomes),
+            },
+            "plain_moduli": list(public.plain_moduli),
+        }
+    record |= {
+        "accuracy": _accuracies(labelled) if labelled else None,
+        "ms": {
+            stage: {"median": float(np.median(values)), "p95": float(np.percentile(values, 95))}
+            for stage in _STAGES
+            for values in [[outcome.ms[stage] for outcome in outcomes]]
+        },
+        "bytes": {
+            "upload_per_image": int(np.median([outcome.upload for outcome in outcomes])),
+            "reply_per_image": int(np.median([outcome.reply for outcome in outcomes])),
+            "evaluation_keys": side.key_bytes,
+        },
+        "note": DISCLAIMER,
+    }
+    return record
+
+
+def _accuracies(outcomes: Sequence[Outcome]) -> dict[str, float | int]:
+    truths = [outcome.case.label for outcome in outcomes]
+
+    def accuracy(logits: Iterable[Array]) -> float:
+        return float(np.mean([_index(row) == truth for row, truth in zip(logits, truths, strict=True)]))
+
+    return {
+        "images": len(outcomes),
+        "encrypted": accuracy(outcome.encrypted for outcome in outcomes),
+        "clear": accuracy(outcome.clear for outcome in outcomes),
+        "as_trained": accuracy(outcome.trained for outcome in outcomes),
+    }
+
+
+def failures(record: dict[str, Any]) -> list[str]:
+    """Say what is wrong in a record; nothing when encryption kept every promise."""
+    found = []
+    if record["unreadable"]:
+        found.append(f"{len(record['unreadable'])} answers cannot be read, the first is {record['unreadable'][0]}")
+    if record["disagreements"]:
+        found.append(f"{record['disagreements']} of {record['images']} predictions disagree")
+    if record["exact"] is False:
+        found.append(f"the integers of {record['inexact']} of {record['images']} images are not those of the network")
+    for name, errors in (("a logit", record), ("quantisation", record.get("quantisation"))):
+        if errors and not errors["max_logit_error"] <= errors["logit_error_bound"]:
+            found.append(
+                f"{name} is off by {errors['max_logit_error']:.2e}, "
+                f"more than the bound of {errors['logit_error_bound']:.2e}"
+            )
+    return found
+
+
+def combined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what is written as JSON: the only record, or all by scheme and what they say together."""
+    if len(records) == 1:
+        return records[0]
+    exact = [record["exact"] for record in records if record["exact"] is not None]
+    return {
+        "images": max(record["images"] for record in records),
+        "disagreements": sum(record["disagreements"] for record in records),
+        "exact": all(exact) if exact else None,
+        "max_logit_error": max(record["max_logit_error"] for record in records),
+        "logit_error_bound": max(record["logit_error_bound"] for record in records),
+        "schemes": {record["scheme"]: record for record in records},
+        "note": DISCLAIMER,
+    }
+
+
+def show(record: dict[str, Any], outcomes: Sequence[Outcome], labels: Sequence[str], console: Console) -> None:
+    """Print a record for people, with the images that something is wrong with."""
+    wrong = [outcome for outcome in outcomes if not outcome.agrees or outcome.equal is False]
+    if wrong:
+        table = Table("image", "encrypted", "clear", "logit error", title="What differs", title_justify="left")
+        for outcome in wrong[:20]:
+            names = [_label(_index(row), labels) for row in (outcome.encrypted, outcome.clear)]
+            table.add_row(outcome.case.source, *names, f"{outcome.error:.1e}", style="bold red")
+        console.print(table)
+    milliseconds, sizes = record["ms"], record["bytes"]
+    stages = Table("stage", "median ms", "p95 ms", title=f"{record['scheme']}: time of one image", title_justify="left")
+    for stage in _STAGES:
+        stages.add_row(stage, f"{milliseconds[stage]['median']:.1f}", f"{milliseconds[stage]['p95']:.1f}")
+    console.print(stages)
+    lines = [
+        f"bytes: up {sizes['upload_per_image']:,} per image, down {sizes['reply_per_image']:,}, "
+        f"evaluation keys {sizes['evaluation_keys']:,} once"
+    ]
+    if record["accuracy"]:
+        told = record["accuracy"]
+        lines.append(
+            f"accuracy on {told['images']} labelled images: encrypted {told['encrypted']:.2%}, "
+            f"clear {told['clear']:.2%}, as trained {told['as_trained']:.2%}"
+        )
+    if record["exact"] is None:
+        lines.append(
+            f"largest logit error {record['max_logit_error']:.2e}, the plan's bound {record['logit_error_bound']:.2e}"
+        )
+    else:
+        equal, cost = record["images"] - record["inexact"], record["quantisation"]
+        lines += [
+            f"the integers of {equal} of {record['images']} images are exactly those of the quantised network",
+            f"quantisation moved a logit by {cost['max_logit_error']:.2e} at most, the plan says up to "
+            f"{cost['logit_error_bound']:.2e}; it changed {cost['disagreements']} predictions",
+        ]
+    for line in lines:
+        console.print(line, highlight=False)
+    told = f"encrypted and clear disagree on {record['disagreements']} of {record['images']} images"
+    console.print(f"[bold]{record['scheme']}: {told}[/]")
+
+
+def write(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write what came of it as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(combined(records), indent=2) + "\n", encoding="utf-8")
+
+
+def _index(logits: Array) -> int:
+    """Return the number of the label; with one logit, whether it is positive."""
+    return int(logits[0] > 0) if len(logits) == 1 else int(np.argmax(logits))
+
+
+def _label(index: int, labels: Sequence[str]) -> str:
+    return labels[index] if len(labels) > 1 else f"{'' if index else 'not '}{labels[0]}"
