@@ -20,7 +20,7 @@ from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys
 from hemacrypt.network import Array, ComplexArray
 from hemacrypt.plan import KeyGroup, Parameters, PublicPlan
 
-# A calibration image lies at the guard's limit, and the guard has an error as well; the bound grows with the root of it.
+# A calibration image lies at the guard's limit, and the guard has an error as well; the bound grows with its root.
 _GUARD_ROOM = 1.01
 
 
