@@ -571,9 +571,13 @@ class PublicPlan:
         if self.input_layout.images != self.output_layout.images:
             raise PlanError(f"{self.input_layout.images} images in, {self.output_layout.images} out; expected as many")
         check_key_groups(self.parameters, self.keys)
-        for scale, level in ((self.input_scale, self.parameters.top_level), (self.output_scale, 0)):
-            if not SMALLEST_SCALE <= scale < 2 ** self.parameters.bits_at(level):
+        top = self.parameters.top_level
+        for least, scale, level in ((1.0, self.input_scale, top), (SMALLEST_SCALE, self.output_scale, 0)):
+            if not least <= scale < 2 ** self.parameters.bits_at(level):
                 raise PlanError(f"scale {scale:g} does not fit the modulus of level {level}")
+        # Imaginary parts may be 2^16 times too large; nothing else keeps logits from filling the last prime.
+        if self.logit_limit * self.output_scale < self.parameters.data_primes[0] / 2**18:
+            raise PlanError(f"logits up to {self.logit_limit:g} need no scale as small as {self.output_scale:g}")
 
     @property
     def images(self) -> int:
@@ -676,9 +680,10 @@ class Plan:
     steps:
         Linear, Square, Linear, …
     step_errors:
-        Predicted standard deviation of the error after each step, in the units of the network's values.
+        Predicted standard deviation of the error after each step, in the units of the plan's values: those of the
+        logits are the network's own, those between the layers are powers of two (`hemacrypt.planner.normalise`).
     step_peaks:
-        Largest absolute value expected after each step.
+        Largest absolute value expected after each step, in the same units.
     calibrated:
         Whether the peaks were measured; if not, they are worst-case bounds.
     reasons:

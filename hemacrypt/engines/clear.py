@@ -29,7 +29,7 @@ class Magnitude:
     step:
         Name of the step.
     largest:
-        Largest absolute value in any slot.
+        Largest absolute value in any slot, in the units of the plan.
     bits:
         Bits of that value at its scale, sign included: what the modulus must have at least.
     modulus_bits:

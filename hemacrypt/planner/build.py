@@ -351,7 +351,8 @@ def _affordable(chooser: _Chooser, key_budget: int | None, usual: int = KEY_BUDG
             f"the evaluation keys would take {needed / 1e6:.1f} MB, the budget is {budget / 1e6:.1f} MB; "
             "raise the budget or use a smaller network"
         )
-    return chosen
+    # Keys that are large at any price need not be the smallest at any price: that can take a hundred times as long.
+    return chooser.choose(_WORTH_A_MEGABYTE[-2]) if needed > budget else chosen
 
 
 def _planned(chosen: _Chosen, wanted: _Wanted) -> Plan:

@@ -16,6 +16,7 @@ of every value and r of every weight, the values u <= 1 with the smallest error 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,18 +40,22 @@ class Normalised:
     ----------
     network:
         The same function, but for a factor.
-    factor:
-        Its logits are those of the original network times this power of two.
+    factors:
+        For each affine map the powers of two that its outputs were multiplied by, shape (outputs,) each; one and the
+        same for all logits.
     """
 
     network: CollapsedNetwork
-    factor: float
+    factors: tuple[Array, ...]
+
+    @property
+    def factor(self) -> float:
+        """The logits are those of the original network times this power of two."""
+        return float(self.factors[-1][0])
 
     def restored(self, plan: Plan) -> Plan:
         """Turn a plan for the normalised network into one for the original: the same numbers, read at another scale."""
         factor, public, last = self.factor, plan.public, plan.steps[-1]
-        if factor == 1.0:
-            return plan
         assert isinstance(last, LinearStep)  # noqa: S101 - every network ends with an affine map
         step = replace(
             last,
@@ -73,7 +78,15 @@ class Normalised:
             steps=(*plan.steps[:-1], step),
             step_errors=(*plan.step_errors[:-1], plan.step_errors[-1] / factor),
             step_peaks=(*plan.step_peaks[:-1], plan.step_peaks[-1] / factor),
+            reasons=(*plan.reasons, *self._reasons()),
         )
+
+    def _reasons(self) -> Iterator[str]:
+        for number, (layer, factors) in enumerate(zip(self.network.linears, self.factors[:-1], strict=False)):
+            units = sorted({-int(np.log2(factor)) for factor in factors})
+            if units != [0]:
+                span = f"2^{units[0]}" + (f" to 2^{units[-1]}, by channel" if len(units) > 1 else "")
+                yield f"layer {number} ({layer.describe()}): its values are counted in units of {span}, to be about one"
 
 
 def normalised(network: CollapsedNetwork) -> Normalised:
@@ -97,9 +110,7 @@ def normalised(network: CollapsedNetwork) -> Normalised:
         columns = rows**2
     measured = network.magnitudes
     peaks = None if measured is None else tuple(p * f for p, f in zip(measured, factors, strict=True))
-    return Normalised(
-        CollapsedNetwork(network.input_shape, tuple(linears), network.input_range, peaks), float(factors[-1][0])
-    )
+    return Normalised(CollapsedNetwork(network.input_shape, tuple(linears), network.input_range, peaks), tuple(factors))
 
 
 def _power_of_two(values: Array) -> Array:
@@ -144,8 +155,8 @@ def _largest_weights(layer: Linear) -> Array:
 
 def _scaled(layer: Linear, rows: Array, columns: Array) -> Linear:
     """Multiply rows and columns of a layer's matrix, and its bias by the rows."""
-    # One bias may stand for all pixels of a channel.
-    bias = layer.bias * rows[:: layer.outputs // layer.bias.size]
+    # One bias stands for all pixels of a channel, or each has its own.
+    bias = layer.bias * rows[:: layer.outputs // layer.bias.size].reshape(layer.bias.shape)
     if isinstance(layer, Dense):
         return Dense(layer.weight * rows[:, None] * columns, bias)
     out, into = layer.kernel.shape[:2]

@@ -55,9 +55,9 @@ def confirm(drawn: Member, reason: str) -> None:
 
 
 def magnified(network: CollapsedNetwork, images: Array) -> float:
-    """Return by how much, relatively, logits change when every layer's values are rounded at 2^-17 of the largest.
+    """Return by how much, relative to them, logits change when all layers' values get errors of 2^-17 of the largest.
 
-    No scale rounds much less than that in primes of 30 bits, as a rescale leaves an error of about 2^11.
+    No scale of 30-bit primes makes errors much smaller, as a rescale leaves one of about 2^11.
     """
     rng, value = np.random.default_rng(0), images
     for number, layer in enumerate(network.linears):
