@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -36,6 +36,19 @@ def plan(
     key_budget_mb: Annotated[
         float | None, typer.Option(help="Megabytes that evaluation keys may take. [default: about 34]")
     ] = None,
+    scheme: Annotated[
+        Literal["ckks", "bfv"], typer.Option(help="ckks: real numbers with a bounded error; bfv: integers, exactly.")
+    ] = "ckks",
+    plain_moduli: Annotated[
+        str, typer.Option(help="Plaintext moduli to use, with commas; bfv only. [default: as few as are needed]")
+    ] = "",
+    degree: Annotated[
+        int | None, typer.Option(help="Polynomial degree to use; bfv only. [default: the smallest that serves]")
+    ] = None,
+    magnitudes: Annotated[
+        Literal["worst", "measured"],
+        typer.Option(help="Room for any input in range, or for 16 times what training data made; bfv only."),
+    ] = "worst",
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Explain how a model runs under encryption: parameters, levels, scales, rotations, error, sizes."""
@@ -47,6 +60,25 @@ def plan(
     from hemacrypt.planner.report import describe, show
 
     budget = None if key_budget_mb is None else round(key_budget_mb * 1e6)
+    if scheme == "bfv":
+        from hemacrypt.planner.bfv import plan_bfv_bundle
+        from hemacrypt.planner.bfv_report import describe_bfv, show_bfv
+
+        exact = plan_bfv_bundle(
+            Bundle.read(bundle or bundle_path()),
+            images=images,
+            plain_moduli=_integers(plain_moduli),
+            degree=degree,
+            magnitudes=magnitudes,
+            key_budget=budget,
+        )
+        if as_json:
+            print(json.dumps(describe_bfv(exact), indent=2))
+        else:
+            show_bfv(exact, Console())
+        return
+    if plain_moduli or degree is not None or magnitudes != "worst":
+        raise PlanError("plaintext moduli, degree and magnitudes are chosen for BFV only; add --scheme bfv")
     layouts = plan_bundle_layouts(Bundle.read(bundle or bundle_path()), budget)
     if images > 2:
         if as_json:
@@ -61,6 +93,16 @@ def plan(
         print(json.dumps(describe(planned), indent=2))
     else:
         show(planned, Console())
+
+
+def _integers(listed: str) -> tuple[int, ...] | None:
+    """Read integers between commas; None where there are none."""
+    from hemacrypt.errors import PlanError
+
+    try:
+        return tuple(int(word) for word in listed.split(",")) if listed else None
+    except ValueError:
+        raise PlanError(f"plaintext moduli {listed!r}; expected integers with commas between them") from None
 
 
 def _version(wanted: bool) -> None:

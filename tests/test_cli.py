@@ -24,7 +24,7 @@ _COMMANDS = {
     "demo": ("--out", "--limit", "--workers"),
     "train": ("--out", "--data", "--protocol", "--epochs", "--seed"),
     "export": (),
-    "plan": ("--json", "--images", "--key-budget-mb"),
+    "plan": ("--json", "--images", "--key-budget-mb", "--scheme", "--plain-moduli", "--degree", "--magnitudes"),
     "evaluate": (),
     "serve": (
         *("--host", "--port", "--store", "--workers", "--threads", "--engine", "--key-budget-mb"),

@@ -41,7 +41,8 @@ _PAIR_GAIN: Final = 0.95
 # Ways to lay out the first layers that are followed further.
 _PATHS_KEPT: Final = 8
 
-Slots = Literal["complex", "real"]
+# Complex slots, their real parts only, or the two rows of an exact plan, which take the place of the two parts.
+Slots = Literal["complex", "real", "rows"]
 Kind = Literal["plain", "joined", "parted"]
 
 
@@ -177,9 +178,9 @@ def plan_network(
     return _planned(network, chosen, name, labels, preprocessing_digest)
 
 
-def _affordable(chooser: _Chooser, key_budget: int | None) -> _Chosen:
+def _affordable(chooser: _Chooser, key_budget: int | None, usual: int = KEY_BUDGET) -> _Chosen:
     """Return the fastest combination whose keys keep within a budget; see `plan_network`."""
-    budget = KEY_BUDGET if key_budget is None else key_budget
+    budget = usual if key_budget is None else key_budget
     for worth in _WORTH_A_MEGABYTE:
         chosen = chooser.choose(worth)
         needed = costs.key_bytes(chosen.parameters, chosen.keys)
@@ -234,6 +235,8 @@ def _planned(
 
 def _kind(slots: Slots, layout: Layout) -> Kind:
     """Choose how the values of a layout are squared."""
+    if slots == "rows":
+        return "plain"
     if layout.images == 2:
         return "parted"
     return "joined" if slots == "complex" and layout.ciphertexts > 1 else "plain"

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from hemacrypt.bfv_plan import BfvLinear, BfvStep
 from hemacrypt.plan import KeyGroup, LinearStep, Parameters, Step
 
 
@@ -123,15 +124,20 @@ def square(level: int, squares: int, outputs: int, conjugations: int) -> Counts:
 
 def count(step: Step) -> Counts:
     """Count the primitives of one step of a plan, as `vector` carries it out."""
-    level = step.level
     if not isinstance(step, LinearStep):
-        return square(level, step.squares, step.outputs, len(step.rotations))
+        return square(step.level, step.squares, step.outputs, len(step.rotations))
+    return affine(step)
+
+
+def affine(step: LinearStep | BfvLinear) -> Counts:
+    """Count the primitives of an affine map; under BFV for one plaintext modulus."""
+    level = step.level
     opened = {copy.parent for copy in step.copies[step.inputs :]}
     total = Counts(passes=2 * step.inputs * (level + 1))
     total += decompose(level) * len(opened)
     total += fold(level) * sum(parent >= step.inputs for parent in opened)
     total += rotate(level) * (len(step.copies) - step.inputs)
-    total += product(level) * step.multiplications
+    total += product(level) * len(step.diagonals)
     # Copies with one step share its key, and so do all giant steps.
     total += key(level) * len({copy.step for copy in step.copies[step.inputs :]})
     giants = sum(len(giants) - 1 for giants in step.giants)
@@ -149,6 +155,39 @@ def step_ms(parameters: Parameters, step: Step, primitives: Primitives = VECTOR)
 def plan_ms(parameters: Parameters, steps: Iterable[Step], primitives: Primitives = VECTOR) -> float:
     """Return the estimated milliseconds of a whole evaluation."""
     return sum(step_ms(parameters, step, primitives) for step in steps)
+
+
+def exact_square(level: int) -> Counts:
+    """Count one BFV square, relinearised.
+
+    Both polynomials go to an auxiliary base of l + 2 primes and one for Montgomery reduction; three products are
+    transformed back in both bases, scaled by t, divided by q and come back to the chain (BEHZ).
+    """
+    primes, auxiliary = level + 1, level + 2
+    transforms = 5 * (primes + auxiliary)
+    conversions = 2 * primes * (auxiliary + 1) + 3 * 2 * primes * auxiliary
+    tensor = Counts(transforms, conversions + 3 * (primes + auxiliary), 10 * (primes + auxiliary))
+    switch = decompose(level) + rotate(level) + fold(level) * 2 + key(level)
+    return tensor + switch
+
+
+def exact_count(step: BfvStep) -> Counts:
+    """Count the primitives of one step of an exact plan for one plaintext modulus."""
+    dropped = max(step.level - step.next_level, 0)
+    switches = Counts(transforms=dropped * 2 * (step.level + 1), passes=dropped * 4 * (step.level + 1)) * step.outputs
+    if isinstance(step, BfvLinear):
+        return affine(step) + switches
+    return exact_square(step.level) * step.inputs + switches
+
+
+def exact_step_ms(parameters: Parameters, step: BfvStep, moduli: int, primitives: Primitives = VECTOR) -> float:
+    """Return the estimated milliseconds of one step of an exact plan, all plaintext moduli together."""
+    return moduli * primitives.milliseconds(exact_count(step), parameters.degree)
+
+
+def exact_ms(parameters: Parameters, steps: Iterable[BfvStep], moduli: int, primitives: Primitives = VECTOR) -> float:
+    """Return the estimated milliseconds of a whole exact evaluation, all plaintext moduli together."""
+    return sum(exact_step_ms(parameters, step, moduli, primitives) for step in steps)
 
 
 def one_key_bytes(degree: int, level: int) -> float:

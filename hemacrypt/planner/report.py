@@ -93,7 +93,7 @@ def show(plan: Plan, console: Console) -> None:
         f"[bold]{told['model']}[/]: CKKS, degree N = {told['degree']}, {told['slots']} slots, "
         f"{len(told['data_primes'])} data primes and a special one, {told['modulus_bits']} bits, 128-bit security"
     )
-    _table(
+    table(
         console,
         "What happens to the numbers",
         ("step", "level", "scale in", "weights", "scale out", "largest value", "error, 1 s.d."),
@@ -111,7 +111,7 @@ def show(plan: Plan, console: Console) -> None:
         ],
     )
     degree = plan.parameters.degree
-    _table(
+    table(
         console,
         "What it costs",
         ("step", "ciphertexts", "turns", "products", "ms, one core", "input kB", "keys MB, shared"),
@@ -143,10 +143,11 @@ def show(plan: Plan, console: Console) -> None:
         console.print(f"· {reason}", highlight=False)
 
 
-def _table(console: Console, title: str, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+def table(console: Console, title: str, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print a table whose first column holds words."""
+    printed = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left")
+        printed.add_column(heading, justify="right" if number else "left")
     for row in rows:
-        table.add_row(*row)
-    console.print(table)
+        printed.add_row(*row)
+    console.print(printed)

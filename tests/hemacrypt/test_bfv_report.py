@@ -1,0 +1,62 @@
+"""An exact plan explained: bits and budgets of every step, no weight told, and the options of `hemacrypt plan`."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from hemacrypt.bfv_plan import BfvPlan
+from hemacrypt.bundle import Bundle
+from hemacrypt.cli import application
+from hemacrypt.embedded import bundle_path
+from hemacrypt.errors import PlanError
+from hemacrypt.planner.bfv import plan_bfv_bundle
+from hemacrypt.planner.bfv_report import bits_of, describe_bfv, show_bfv
+
+
+@pytest.fixture(scope="module")
+def plan() -> BfvPlan:
+    return plan_bfv_bundle(Bundle.read(bundle_path()))
+
+
+def test_a_description_is_plain_json_without_weights(plan: BfvPlan) -> None:
+    told = json.loads(json.dumps(describe_bfv(plan)))
+    assert [step["kind"] for step in told["steps"]] == ["affine", "square", "affine", "square", "affine"]
+    assert [step["bits"] for step in told["steps"]] == [bits_of(value) for value in plan.step_magnitudes]
+    assert all(step["measured_bits"] <= step["bits"] for step in told["steps"])
+    assert told["logit_bits"] <= told["plain_bits"]
+    assert told["plain_moduli"] == list(plan.public.plain_moduli)
+    assert max(len(value) for step in told["steps"] for value in step.values() if isinstance(value, (list, str))) < 80
+
+
+def test_the_tables_name_every_step_and_reason(plan: BfvPlan) -> None:
+    output = io.StringIO()
+    show_bfv(plan, Console(file=output, width=300))
+    for text in (*(step.name for step in plan.steps), *plan.reasons, *map(str, plan.public.plain_moduli), "worst case"):
+        assert text in output.getvalue()
+
+
+def test_bits_count_the_sign() -> None:
+    assert [bits_of(largest) for largest in (0, 1, 127, 128)] == [1, 2, 8, 9]
+
+
+def test_the_command_takes_what_the_planner_takes() -> None:
+    asked = ["--degree", "16384", "--plain-moduli", "957181001729,957181034497", "--magnitudes", "measured"]
+    done = CliRunner().invoke(application(), ["plan", "--scheme", "bfv", "--json", *asked])
+    assert done.exit_code == 0
+    told = json.loads(done.stdout)
+    assert (told["scheme"], told["degree"], told["plain_moduli"]) == ("bfv", 16384, [957181001729, 957181034497])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [(["--scheme", "bfv", "--plain-moduli", "7,x"], "expected integers"), (["--degree", "8192"], "add --scheme bfv")],
+)
+def test_options_that_make_no_sense_are_refused(options: list[str], reason: str) -> None:
+    done = CliRunner().invoke(application(), ["plan", *options])
+    assert isinstance(done.exception, PlanError)
+    assert reason in str(done.exception)
