@@ -44,7 +44,8 @@ Magnitudes = Literal["worst", "measured"]
 
 # With measured magnitudes, logits may be 2^4 times as large as the largest that calibration saw, as under CKKS.
 HEADROOM_BITS: Final = 4
-# Precisions that plaintext moduli which were asked for may bring the weights down to.
+# Precisions that the weights get where the plaintext moduli have room, and where moduli that were asked for lack it.
+_FINER: Final = (2.0**-9, 2.0**-8.5, 2.0**-8, 2.0**-7.5)
 _COARSER: Final = (2.0**-6.5, 2.0**-6)
 # A last map without rotate-and-sum has so many diagonals at most.
 _MOST_UNSUMMED: Final = 512
@@ -127,6 +128,13 @@ def plan_bfv(
         raise PlanError(f"{images} images in a request; an exact plan takes 1, or 2: one in each row")
     quantised, largest = _quantised(network, magnitudes, plain_moduli)
     found, rejected = _search(quantised, largest, images, plain_moduli, degree, key_budget, parameters)
+    for precision in _FINER:
+        # Room that the moduli have to spare makes the weights finer.
+        finer = quantise(network, precision)
+        if 2 * _largest_logit(finer, magnitudes) < math.prod(found.moduli):
+            quantised, largest = finer, _largest_logit(finer, magnitudes)
+            found, _ = _search(finer, largest, images, found.moduli, None, key_budget, found.parameters)
+            break
     steps = _with_biases(found, quantised)
     public = PublicBfvPlan(
         model=name,
