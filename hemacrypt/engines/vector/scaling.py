@@ -26,7 +26,6 @@ from hemacrypt.engines.vector.modular import below, kernel, montgomery, share, s
 from hemacrypt.engines.vector.ring import Ring, tables_of
 from hemacrypt.engines.vector.team import meet
 from hemacrypt.engines.vector.turns import relinearise_lowered
-from hemacrypt.errors import PlanError
 from hemacrypt.plan import PRIME_LIMIT, Parameters, is_prime
 
 # Bits of a fraction in fixed point: sums of 64 of them, the most primes there can be, fit 64 bits.
@@ -98,11 +97,7 @@ def auxiliary_primes(parameters: Parameters, plain_modulus: int) -> tuple[int, .
 
     A coefficient of the product is a sum of 2 N products of two numbers up to q / 2; scaled by t / q that is at most
     t N q / 2 in absolute value.
-
-    Raises
-    ------
-    PlanError
-        If there are not enough primes below 2^30.
+    There are hundreds of primes to choose from, and a secure chain takes a few dozen.
     """
     step = 2 * parameters.degree
     needed = 4 * plain_modulus * parameters.degree * math.prod(parameters.data_primes)
@@ -110,8 +105,6 @@ def auxiliary_primes(parameters: Parameters, plain_modulus: int) -> tuple[int, .
     candidate = PRIME_LIMIT - PRIME_LIMIT % step + 1
     while math.prod(found) < needed:
         candidate -= step
-        if candidate < step:
-            raise PlanError(f"too few primes below 2^30 are 1 modulo {step} to square under BFV; use a shorter chain")
         if candidate not in parameters.data_primes and is_prime(candidate):
             found.append(candidate)
     return tuple(found)
