@@ -28,7 +28,7 @@ from client_sdk._crypto import BfvKeyHolder, KeyHolder
 from client_sdk._results import Scheme
 from client_sdk.cases import Case
 from hemacrypt import DISCLAIMER
-from hemacrypt.bfv_plan import BfvPlan
+from hemacrypt.bfv_plan import BfvPlan, PublicBfvPlan
 from hemacrypt.bundle import Bundle
 from hemacrypt.engines import encrypted_bfv_engine, encrypted_engine
 from hemacrypt.engines.base import BaseEngine
@@ -246,7 +246,7 @@ def summarise(
 
     Answers that the key holder refuses to read count as disagreements and, under BFV, as inexact.
     """
-    public, exact = side.plan.public, side.scheme == "bfv"
+    public = side.plan.public
     labelled = [outcome for outcome in outcomes if outcome.case.label is not None]
     record: dict[str, Any] = {
         "scheme": side.scheme,
@@ -256,11 +256,13 @@ def summarise(
         "images": len(outcomes) + len(unreadable),
         "disagreements": sum(not outcome.agrees for outcome in outcomes) + len(unreadable),
         "unreadable": list(unreadable),
-        "exact": all(outcome.equal for outcome in outcomes) and not unreadable if exact else None,
+        "exact": all(outcome.equal for outcome in outcomes) and not unreadable
+        if isinstance(public, PublicBfvPlan)
+        else None,
         "max_logit_error": max(outcome.error for outcome in outcomes),
         "logit_error_bound": side.bound,
     }
-    if exact:
+    if isinstance(public, PublicBfvPlan):
         record |= {
             "inexact": sum(not outcome.equal for outcome in outcomes) + len(unreadable),
             "quantisation": {
