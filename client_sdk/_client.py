@@ -141,11 +141,11 @@ class Client:
         if not plans or plans[0].plan_id != answer.model.plan_id or plans[0].images != 1:
             raise ReplyError(f"{self.target} describes another plan than it names; client and service versions differ")
         channels, height, width = preprocessing.input_shape
-        alone: tuple[_AnyPlan, ...] = (*plans, *exact)
-        sizes = [len(plan.input_layout.positions) for plan in alone] + ([batch.inputs] if batch else [])
+        requests: tuple[_AnyPlan, ...] = (*plans, *exact)
+        sizes = [len(plan.input_layout.positions) for plan in requests] + ([batch.inputs] if batch else [])
         if any(size != channels * height * width for size in sizes):
             raise ReplyError(f"the plan and the preprocessing that {self.target} sent do not fit together")
-        every: tuple[_AnyPlan | PublicBatchPlan, ...] = (*plans, *exact, *((batch,) if batch else ()))
+        every: tuple[_AnyPlan | PublicBatchPlan, ...] = (*requests, batch) if batch else requests
         if any(plan.requirements_id != plans[0].requirements_id or plan.labels != plans[0].labels for plan in every):
             raise ReplyError(f"the plans that {self.target} sent need different keys or name different labels")
         return _Described(plans, preprocessing, batch, answer.batch.break_even or None, exact)

@@ -204,7 +204,7 @@ def verify(
     from hemacrypt.embedded import bundle_path
 
     console = Console()
-    chosen = [choice.value for choice in dict.fromkeys(scheme or SchemeChoice)]
+    chosen: list[Scheme] = [choice.value for choice in dict.fromkeys(scheme or SchemeChoice)]
     model, cases = Bundle.read(bundle or bundle_path()), load(images or (), where or (), limit)
     console.print(
         f"[bold]Hemacrypt verify[/]: {escape(model.manifest.name)}, {len(cases)} images, {' and '.join(chosen)}"

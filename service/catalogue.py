@@ -16,9 +16,10 @@ from hemacrypt.evaluation_keys import largest_key_set
 from hemacrypt.plan import Plan
 from hemacrypt.planner import plan_bundle_layouts
 
-# What a worker takes of its address space besides a batch. Measured with the embedded model on two cores: 0.9 GB for
-# libraries, weights and the first key set; each further one that stays loaded takes 75 MB.
-RESERVED_MB = 2000
+# What a worker takes of its address space besides a batch. Measured with the embedded model on two cores: 1.0 GB for
+# libraries, weights and the first key set; 0.36 GB for exact evaluation, from its first use on; each further key set
+# that stays loaded takes 75 MB, and as much again where it is used under BFV.
+RESERVED_MB = 2600
 
 
 @dataclass(frozen=True, eq=False)

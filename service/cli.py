@@ -54,7 +54,7 @@ def serve(
         "workers": workers,
         "threads": threads,
         "engine": engine,
-        "schemes": schemes and tuple(scheme.strip() for scheme in schemes.split(",")),
+        "schemes": None if schemes is None else tuple(scheme.strip() for scheme in schemes.split(",")),
         "key_budget_mb": key_budget_mb,
         "tls_certificate": tls_certificate,
         "tls_key": tls_key,

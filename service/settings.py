@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import platformdirs
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from hemacrypt.engines import DEFAULT_ENGINE
@@ -82,11 +82,12 @@ class Settings(BaseSettings):
             )
         return self
 
-    @model_validator(mode="after")
-    def _ckks_is_among_the_schemes(self) -> Self:
-        if "ckks" not in self.schemes:
-            raise ValueError("every model is served under CKKS; give --schemes ckks or --schemes ckks,bfv")
-        return self
+    @field_validator("schemes")
+    @classmethod
+    def _ckks_is_among_the_schemes(cls, schemes: tuple[str, ...]) -> tuple[str, ...]:
+        if "ckks" not in schemes:
+            raise ValueError("every model is served under CKKS; give ckks or ckks,bfv")
+        return schemes
 
     @property
     def exact(self) -> bool:

@@ -17,6 +17,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 
 import structlog
 
+from hemacrypt.bfv_plan import BfvLinear, BfvPlan
 from hemacrypt.engines import batch_engine, encrypted_bfv_engine, encrypted_engine
 from hemacrypt.engines.base import BaseEngine
 from hemacrypt.errors import FormatError, PlanError
@@ -53,26 +55,29 @@ def apart(body: bytes, sizes: Sequence[int]) -> tuple[bytes, ...]:
 
 
 @contextmanager
-def _alone(directory: Path | None, engine: str) -> Iterator[None]:
-    """Let one worker of this user compile at a time; where everything was compiled before, they need not wait."""
+def _alone(directory: Path | None, engine: str, *, exact: bool) -> Iterator[bool]:
+    """Let one worker of this user compile at a time; where everything was compiled before, they need not wait.
+
+    Yields whether there may be something to compile.
+    """
     if directory is None or engine != "vector":
-        yield
+        yield False
         return
     from hemacrypt.engines.vector.modular import sources
 
-    done = directory / f"compiled-{sources()[:40]}"
+    done = directory / f"compiled-{sources()[:40]}{'-exact' * exact}"
     if done.exists():
-        yield
+        yield False
         return
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = (directory / "compiling.lock").open("a")
     except OSError:
-        yield
+        yield False
         return
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield True
         with suppress(OSError):
             done.touch()
 
@@ -143,12 +148,16 @@ class Worker:
         timer.daemon = True
         timer.start()
         # One worker at a time: the first compiles if need be, the others find everything compiled.
-        with _alone(self._cache, self._engine):
+        exact = [plan for plans in self._exact.values() for plan in plans.values()]
+        with _alone(self._cache, self._engine, exact=bool(exact)) as compiling:
             for engines in self._engines.values():
                 for engine in engines.values():
                     engine.warm_up()
             for batch in self._batches.values():
                 batch.warm_up()
+            if compiling:
+                for plan in exact:
+                    encrypted_bfv_engine(self._engine, _with_one_modulus(plan), self._threads).warm_up()
         timer.cancel()
 
     def handle(self, header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
@@ -217,6 +226,13 @@ class Worker:
     def _load_batch_keys(self, model: str, wanted: str, path: Path) -> Any:
         """Load the few keys of a batch; they are not kept, for a batch takes far longer than that."""
         return self._batches[model].load_keys(EvaluationKeys.from_bytes(_read_keys(path, wanted)))
+
+
+def _with_one_modulus(plan: BfvPlan) -> BfvPlan:
+    """Return a plan that runs the same kernels as another and takes little time to prepare."""
+    public = replace(plan.public, plain_moduli=plan.public.plain_moduli[:1], largest_logit=1)
+    steps = tuple(replace(step, bias=step.bias[:1]) if isinstance(step, BfvLinear) else step for step in plan.steps)
+    return replace(plan, public=public, steps=steps)
 
 
 def _read_keys(path: Path, wanted: str) -> bytes:

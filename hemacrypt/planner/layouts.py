@@ -137,16 +137,30 @@ def _with_exact(
 ) -> Layouts:
     """Add a plan under BFV, if one works with the parameters that are there and the keys keep within the budget."""
     first, budget = layouts.plans[0].public, KEY_BUDGET if key_budget is None else key_budget
-    try:
-        plan = plan_bfv(network, first.model, labels, preprocessing_digest, parameters=first.parameters)
-    except PlanError as error:
-        return replace(layouts, no_exact=str(error))
-    # Both schemes turn by the same steps, but not at the same levels: a key that either needs is made once, for the
-    # highest level where it is used.
-    keys = without_repeats(united([first.keys, plan.public.keys]))
-    needed = key_bytes(first.parameters, keys)
-    if needed > max(budget, key_bytes(first.parameters, first.keys)):
+    allowed, why = max(budget, key_bytes(first.parameters, first.keys)), ""
+    for exact_budget in (None, round(0.8 * budget), round(0.6 * budget)):
+        try:
+            plan = plan_bfv(
+                network,
+                first.model,
+                labels,
+                preprocessing_digest,
+                key_budget=exact_budget,
+                parameters=first.parameters,
+            )
+        except PlanError as error:
+            # That fewer keys do not suffice is of no interest to who would be served with more.
+            why = why or str(error)
+            break
+        # Both schemes turn by the same steps, but not at the same levels: a key that either needs is made once, for the
+        # highest level where it is used.
+        keys = without_repeats(united([first.keys, plan.public.keys]))
+        needed = key_bytes(first.parameters, keys)
+        if needed <= allowed:
+            why = ""
+            break
         why = f"the keys would take {needed / 1e6:.1f} MB together, the budget is {budget / 1e6:.1f} MB"
+    if why:
         return replace(layouts, no_exact=why)
     return replace(
         layouts,

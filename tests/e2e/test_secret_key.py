@@ -52,11 +52,14 @@ def test_no_byte_of_the_secret_key_reaches_the_wire_or_the_service(
         key_set = client.prepare()
         client.predict(cells[0].path)
         list(client.predict_many([cell.path for cell in cells[1:4]]))
+        exact = client.predict(cells[0].path, scheme="bfv")
+        list(client.predict_many([cell.path for cell in cells[1:3]], scheme="bfv"))
         evaluation = client.keys.evaluation_blob()
     secret = (tmp_path / "hospital" / "secret.key").read_bytes()
-    # As it is stored, and as it is before compression: the residues of the key itself.
+    # As it is stored, and as it is before compression: the residues of the key itself, which are BFV's as well.
     forms = _blocks(secret) + _blocks(sealformat.unwrap(secret, 1 << 24, "secret key"))
     assert len(forms) >= 120
+    assert exact.integers is not None
 
     disk = b"".join(path.read_bytes() for path in sorted(server.rglob("*")) if path.is_file())
     recorded = bytes(wire.to_service) + bytes(wire.to_client)

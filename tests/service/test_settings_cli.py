@@ -51,6 +51,13 @@ def test_threads_and_key_budget_come_from_the_environment(monkeypatch: pytest.Mo
     assert (Settings().threads, Settings().key_budget) == (4, 20_000_000)
 
 
+def test_both_schemes_are_offered_unless_the_operator_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().exact
+    monkeypatch.setenv("HEMACRYPT_SCHEMES", '["ckks"]')
+    assert not Settings().exact
+    assert Settings(schemes=("bfv", "ckks")).exact
+
+
 def test_without_settings_a_service_is_reachable_from_its_own_machine_alone() -> None:
     settings = Settings()
     assert settings.host == "127.0.0.1"
@@ -75,6 +82,8 @@ def test_without_settings_a_service_is_reachable_from_its_own_machine_alone() ->
         ("upload_idle_hours", "-1"),
         ("grace_seconds", "-0.1"),
         ("cached_keys", "0"),
+        ("schemes", "[]"),
+        ("schemes", '["bfv"]'),
     ],
 )
 def test_senseless_values_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -102,6 +111,10 @@ def _serve(*arguments: object, **environment: str) -> subprocess.CompletedProces
         (("--workers", "0"), {}, "workers"),
         (("--threads", "0"), {}, "threads"),
         (("--key-budget-mb", "0"), {}, "key_budget_mb"),
+        (("--schemes", "bfv"), {}, "schemes: Value error, every model is served under CKKS"),
+        (("--schemes", "ckks,bgv"), {}, "schemes"),
+        (("--schemes", ""), {}, "schemes"),
+        ((), {"HEMACRYPT_SCHEMES": "ckks"}, "schemes"),
         (("--no-such-option",), {}, "--no-such-option"),
         ((), {"HEMACRYPT_BUNDLES": "/one/bundle"}, "bundles"),
     ],

@@ -19,6 +19,8 @@ def primes_of(degree: int, bits: int, count: int, avoid: Sequence[int] = ()) -> 
     candidate = (1 << bits) - (1 << bits) % (2 * degree) + 1
     while len(found) < count:
         candidate -= 2 * degree
+        if candidate < 2:
+            raise ValueError(f"fewer than {count} primes of {bits} bits are 1 modulo {2 * degree}")
         if candidate not in avoid and is_prime(candidate):
             found.append(candidate)
     return tuple(found)
