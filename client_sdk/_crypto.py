@@ -20,6 +20,9 @@ from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys
 from hemacrypt.network import Array, ComplexArray
 from hemacrypt.plan import KeyGroup, Parameters, PublicPlan
 
+# A calibration image lies at the guard's limit, and the guard has an error as well; the bound grows with its root.
+_GUARD_ROOM = 1.01
+
 
 class _SecretKey:
     """A secret key, and SEAL's objects that use it."""
@@ -156,7 +159,7 @@ class KeyHolder(_SecretKey):
         if np.abs(values).max() > plan.logit_limit / 2:
             raise FormatError("reply", "a logit is too large for the last modulus; the image is unlike all trained on")
         logits, guards = values[:, : len(plan.labels)], values[:, len(plan.labels) :].sum(axis=1)
-        if plan.guards and guards.max() > plan.guard_limit:
+        if plan.guards and guards.max() > _GUARD_ROOM * plan.guard_limit:
             raise FormatError(
                 "reply",
                 "values between the layers are larger than those of all calibration images, so that no error bound "

@@ -67,7 +67,13 @@ def candidates(squares: int, widest: int, refused: list[str]) -> Iterator[Parame
             continue
         whole = limit >= count * PRIME_BITS
         if widest <= MOST_CIPHERTEXTS * degree // 2:
-            yield choose_parameters(degree, squares)
+            try:
+                parameters = choose_parameters(degree, squares)
+            except PlanError as error:
+                # Of short primes that are 1 modulo 2N there are few.
+                refused.append(f"degree {degree} was rejected: {error}")
+                continue
+            yield parameters
         elif whole:
             raise PlanError(
                 f"a layer of {widest} values needs over {MOST_CIPHERTEXTS} ciphertexts of {degree // 2} slots; "

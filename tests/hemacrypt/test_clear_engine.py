@@ -45,19 +45,24 @@ def test_another_number_of_ciphertexts_is_refused(cell: Setup, count: int) -> No
         ClearEngine(cell.plan).evaluate([bytes(16 * 4096)] * count)
 
 
-def test_every_slot_of_the_cell_networks_reply_is_a_logit(cell: Setup) -> None:
+def test_every_slot_of_the_cell_networks_reply_is_a_logit_or_the_guard_or_empty(cell: Setup) -> None:
+    layout = cell.plan.public.output_layout
     for image, logits in zip(images(4), cell.network(images(4)), strict=True):
         (slots,) = ClearEngine(cell.plan).run(cell.plan.public.input_layout.pack(image))[0]
-        assert np.abs(slots[:, None] - logits).min(axis=1).max() <= 1e-9
-        expected = np.tile(logits[cell.plan.public.output_layout.positions.argsort()], 2048)
-        np.testing.assert_allclose(slots, expected, rtol=0, atol=1e-9)
+        (values,) = layout.unpack(slots)
+        np.testing.assert_allclose(values[:2], logits, rtol=0, atol=1e-9)
+        assert 0 < values[2] <= cell.plan.public.guard_limit * (1 + 1e-9)
+        np.testing.assert_allclose(slots, layout.pack(values)[0], rtol=0, atol=1e-9)
+        assert (layout.period, layout.copies, len(values)) == (4, 1024, 3)
 
 
 def test_magnitudes_follow_the_network_layer_by_layer(cell: Setup) -> None:
     image = images(3)[0]
     magnitudes = ClearEngine(cell.plan).run(cell.plan.public.input_layout.pack(image))[1]
-    inner, last = normalised(cell.network).network.trace(image)[:-1], cell.network(image)
-    written = [float(np.abs(values).max()) for values in (*inner, last)]
+    written = [float(np.abs(values).max()) for values in normalised(cell.network).network.trace(image)[:-1]]
+    # The last map writes the guard beside the logits.
+    slots = ClearEngine(cell.plan).run(cell.plan.public.input_layout.pack(image))[0]
+    written.append(float(np.abs(cell.plan.public.output_layout.unpack(slots)).max()))
     expected = [written[0], written[0] ** 2, written[1], written[1] ** 2, written[2]]
     assert [magnitude.largest for magnitude in magnitudes] == pytest.approx(expected, rel=1e-9)
     assert [magnitude.step for magnitude in magnitudes] == [step.name for step in cell.plan.steps]
