@@ -158,9 +158,11 @@ def evaluate_batch(
 def _sum(bench: SealBench, step: BfvBatchLinear, values: list[SealObject], output: int) -> SealObject:
     total: SealObject = None
     for entry in np.flatnonzero(step.rows == output):
-        product = seal.Ciphertext()
-        constant = seal.Plaintext(f"{int(step.weights[entry]) % bench.plain_modulus:x}")
-        bench.evaluator.multiply_plain(values[step.columns[entry]], constant, product)
+        product, weight = seal.Ciphertext(), int(step.weights[entry])
+        # SEAL multiplies by a negative constant c as by t + c, which is right but for the noise: t times as much.
+        bench.evaluator.multiply_plain(values[step.columns[entry]], seal.Plaintext(f"{abs(weight):x}"), product)
+        if weight < 0:
+            bench.evaluator.negate_inplace(product)
         if total is None:
             total = product
         else:
