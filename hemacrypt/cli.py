@@ -55,6 +55,9 @@ def plan(
         Literal["worst", "measured"],
         typer.Option(help="Room for any input in range, or for 16 times what training data made; bfv only."),
     ] = "worst",
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw modulus chain and magnitudes into this file (png, svg, pdf).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Explain how a model runs under encryption: parameters, levels, scales, rotations, error, sizes."""
@@ -63,6 +66,7 @@ def plan(
     from hemacrypt.errors import PlanError
     from hemacrypt.planner import plan_bundle_layouts
     from hemacrypt.planner.layouts import describe_comparison, show_comparison
+    from hemacrypt.planner.picture import draw_plan
     from hemacrypt.planner.report import describe, show
 
     budget = None if key_budget_mb is None else round(key_budget_mb * 1e6)
@@ -84,6 +88,8 @@ def plan(
             print(json.dumps(describe_bfv(exact), indent=2))
         else:
             show_bfv(exact, Console())
+        if picture is not None:
+            draw_plan(describe_bfv(exact), picture)
         return
     if plain_moduli or degree is not None or magnitudes != "worst":
         raise PlanError("plaintext moduli, degree and magnitudes are chosen for BFV only; add --scheme bfv")
@@ -101,6 +107,8 @@ def plan(
         print(json.dumps(describe(planned), indent=2))
     else:
         show(planned, Console())
+    if picture is not None:
+        draw_plan(describe(planned), picture)
 
 
 def _integers(listed: str) -> tuple[int, ...] | None:

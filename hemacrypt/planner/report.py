@@ -73,6 +73,8 @@ def describe(plan: Plan) -> dict[str, Any]:
         },
         "keys": [group._asdict() for group in public.keys],
         "logit_error_bound": public.logit_error_bound,
+        "logit_error_floor": public.logit_error_floor,
+        "guard_limit": public.guard_limit,
         "logit_limit": public.logit_limit,
         "magnitudes": "measured" if plan.calibrated else "worst case",
         "estimated_ms": round(plan_ms(parameters, plan.steps), 1),
@@ -137,7 +139,13 @@ def show(plan: Plan, console: Console) -> None:
     console.print(
         f"Logits are off by at most {told['logit_error_bound']:.1e} (six standard deviations, copies averaged) and may "
         f"reach ±{told['logit_limit']:.0f}; magnitudes are {told['magnitudes']}. "
-        f"About {told['estimated_ms']:.0f} ms on one core for {told['images']} image{'s' * (told['images'] > 1)}."
+        + (
+            "A guard refuses images whose hidden values are larger than any calibration image made them: the bound is "
+            f"for the largest that it lets pass, {told['logit_error_floor']:.1e} for the smallest. "
+            if told["guard_limit"]
+            else ""
+        )
+        + f"About {told['estimated_ms']:.0f} ms on one core for {told['images']} image{'s' * (told['images'] > 1)}."
     )
     for reason in told["reasons"]:
         console.print(f"· {reason}", highlight=False)
