@@ -335,7 +335,7 @@ def _with_a_prime_less(network: CollapsedNetwork, parameters: Parameters, wanted
 
 
 def _as_power(number: float) -> str:
-    return f"2^{math.log2(number):.1f}"
+    return f"2^{math.log2(number):.1f}" if number > 0 else "0"
 
 
 def _affordable(chooser: _Chooser, key_budget: int | None, usual: int = KEY_BUDGET) -> _Chosen:

@@ -342,7 +342,7 @@ def test_a_smaller_degree_is_rejected_for_bits_and_never_for_slots() -> None:
     wide = plan_network(CollapsedNetwork((3, 32, 32), (Dense(np.ones((2, 3072)) / 1000, np.zeros(2)),)), slots="real")
     assert wide.parameters.degree == 4096
     assert wide.public.input_layout.ciphertexts == 2
-    assert not any("rejected" in reason for reason in wide.reasons)
+    assert not any(reason.startswith("degree") for reason in wide.reasons)
     deep = sample_plan(1)
     assert any("degree 4096 was rejected: it has room for primes of 22 bits" in reason for reason in deep.reasons)
 
