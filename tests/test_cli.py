@@ -22,6 +22,7 @@ from hemacrypt.security import LARGEST_MODULUS_BITS
 
 _COMMANDS = {
     "demo": ("--out", "--limit", "--workers"),
+    "verify": ("--scheme", "--json", "--images", "--limit", "--engine"),
     "train": ("--out", "--data", "--protocol", "--epochs", "--seed"),
     "export": (),
     "convert": ("--name", "--labels", "--geometry", "--scale", "--range", "--preprocessing", "--calibrate", "--limit"),
