@@ -276,6 +276,14 @@ def lower(polynomial: Any, coefficients: Any, tables: Any, centred: Any, part: A
 
 
 @kernel
+def raise_all(coefficients: Any, tables: Any, part: Any, parts: Any) -> None:
+    """Make coefficients half a prime too large, as `lift_all` takes them; shape (k, N)."""
+    start, stop = share(coefficients.shape[0], part, parts)
+    for j in range(start, stop):
+        _raise_by_half(coefficients[j], tables[0][j])
+
+
+@kernel
 def _raise_by_half(coefficients: Any, prime: Any) -> None:
     """Add half a prime to all coefficients, modulo it."""
     q, half = spread(prime), spread(np.uint32(prime >> np.uint32(1)))
@@ -365,7 +373,10 @@ def scale_down(over: Any, coefficients: Any, tables: Any, part: Any, parts: Any)
 
 @kernel
 def lift_all(coefficients: Any, digits: Any, tables: Any, part: Any, parts: Any) -> None:
-    """Bring every digit to every prime, its own one included; shapes (k, N) and (k, k + 1, N or more)."""
+    """Bring every digit to every prime, its own one included; shapes (k, N) and (k, k + 1, N or more).
+
+    The coefficients are half a prime too large, as `scale_down` and `raise_all` leave them.
+    """
     primes, roots, shoup = tables[:3]
     level, special, count = coefficients.shape[0], primes.shape[0] - 1, coefficients.shape[1]
     start, stop = share(level * (level + 1), part, parts)

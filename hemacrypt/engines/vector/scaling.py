@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from hemacrypt.engines.vector.kernels import lower, square, to_coefficients, to_values
+from hemacrypt.engines.vector.kernels import lower, raise_all, square, to_coefficients, to_values
 from hemacrypt.engines.vector.modular import below, kernel, montgomery, share, shoup_product
 from hemacrypt.engines.vector.ring import Ring, tables_of
 from hemacrypt.engines.vector.team import meet
@@ -264,6 +264,7 @@ def square_exact(
     if not meet(words, parts):
         return False
     to_values_all(product[:2], tables, part, parts)
+    raise_all(product[2], tables, part, parts)
     if not meet(words, parts):
         return False
     return relinearise_lowered(product, key, order, out, sides, work, tables, words, part, parts)

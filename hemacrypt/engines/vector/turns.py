@@ -380,7 +380,7 @@ def relinearise(
 def relinearise_lowered(
     product: Any, key: Any, order: Any, out: Any, sides: Any, work: Any, tables: Any, words: Any, part: Any, parts: Any
 ) -> Any:
-    """Bring three polynomials back to two, the third being given as coefficients; see `relinearise`."""
+    """Bring three polynomials back to two, the third being given as coefficients for `lift_all`; see `relinearise`."""
     lift_first(product[:2], sides[1], tables, part, parts)
     _, _, digits = work
     lift_all(product[2], digits, tables, part, parts)
