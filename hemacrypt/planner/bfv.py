@@ -34,7 +34,7 @@ from hemacrypt.network import CollapsedNetwork
 from hemacrypt.plan import PRIME_LIMIT, KeyGroup, Layout, Parameters, Turn, is_prime, united
 from hemacrypt.planner import chain, costs
 from hemacrypt.planner.bfv_noise import BfvNoiseModel, Noise
-from hemacrypt.planner.build import KEY_BUDGET, _affordable, _Choice, _Chooser, _Path
+from hemacrypt.planner.build import _affordable, _Choice, _Chooser, _Path
 from hemacrypt.planner.diagonals import MatrixForm, power_of_two_from
 from hemacrypt.planner.rotations import Split, arrange, splits
 from hemacrypt.quantise import PRECISION, Exact, QuantisedNetwork, at_scales, quantise
@@ -42,9 +42,13 @@ from hemacrypt.security import LARGEST_MODULUS_BITS
 
 Magnitudes = Literal["worst", "measured"]
 
+# Bytes of evaluation keys at degree 8192 unless the operator says otherwise: less than CKKS plans take
+# (`hemacrypt.planner.build.KEY_BUDGET`), so that what these need for one image is likely to serve.
+_USUAL_KEYS: Final = 30_000_000
 # With measured magnitudes, logits may be 2^4 times as large as the largest that calibration saw, as under CKKS.
 HEADROOM_BITS: Final = 4
-# Precisions that plaintext moduli which were asked for may bring the weights down to.
+# Precisions that the weights get where the plaintext moduli have room, and where moduli that were asked for lack it.
+_FINER: Final = (2.0**-9, 2.0**-8.5, 2.0**-8, 2.0**-7.5)
 _COARSER: Final = (2.0**-6.5, 2.0**-6)
 # A last map without rotate-and-sum has so many diagonals at most.
 _MOST_UNSUMMED: Final = 512
@@ -127,6 +131,13 @@ def plan_bfv(
         raise PlanError(f"{images} images in a request; an exact plan takes 1, or 2: one in each row")
     quantised, largest = _quantised(network, magnitudes, plain_moduli)
     found, rejected = _search(quantised, largest, images, plain_moduli, degree, key_budget, parameters)
+    for precision in _FINER:
+        # Room that the moduli have to spare makes the weights finer.
+        finer = quantise(network, precision)
+        if 2 * _largest_logit(finer, magnitudes) < math.prod(found.moduli):
+            quantised, largest = finer, _largest_logit(finer, magnitudes)
+            found, _ = _search(finer, largest, images, found.moduli, None, key_budget, found.parameters)
+            break
     steps = _with_biases(found, quantised)
     public = PublicBfvPlan(
         model=name,
@@ -300,7 +311,7 @@ def _ways(quantised: QuantisedNetwork, images: int, parameters: Parameters, key_
     chooser = _RowChooser(quantised.network, "rows", images, parameters)
     level = parameters.top_level
     # Where keys are longer than at the usual degree, as many of them as usual.
-    usual = KEY_BUDGET * costs.one_key_bytes(parameters.degree, level) / costs.one_key_bytes(8192, min(level, 5))
+    usual = _USUAL_KEYS * costs.one_key_bytes(parameters.degree, level) / costs.one_key_bytes(8192, min(level, 5))
     ways: list[_Maps] = []
     for summed in (True, False):
         chooser.summed = summed
