@@ -14,7 +14,7 @@ import tenseal.sealapi as seal
 
 from hemacrypt import sealformat, sealio
 from hemacrypt.batch_plan import PublicBatchPlan
-from hemacrypt.bfv_plan import PublicBfvPlan, pack_rows, read_rows
+from hemacrypt.bfv_plan import PublicBfvPlan, combine, pack_rows, read_rows
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys
 from hemacrypt.network import Array, ComplexArray
@@ -358,15 +358,11 @@ class BfvKeyHolder(_SecretKey):
         plan = self.plan
         if len(replies) != plan.output_ciphertexts:
             raise FormatError("reply", f"{len(replies)} ciphertexts; expected {plan.output_ciphertexts}")
-        logits: npt.NDArray[np.object_] = np.zeros((plan.images, len(plan.labels)), dtype=object)
-        whole, each = math.prod(plan.plain_moduli), plan.output_layout.ciphertexts
-        for number, (holder, modulus) in enumerate(zip(self._moduli, plan.plain_moduli, strict=True)):
+        each, residues = plan.output_layout.ciphertexts, []
+        for number, holder in enumerate(self._moduli):
             mine = replies[number * each : (number + 1) * each]
-            residues = self._residues(np.stack([holder.decrypt(reply, plan.output_level) for reply in mine]))
-            others = whole // modulus
-            logits += residues.astype(object) * (others * pow(others, -1, modulus))
-        logits %= whole
-        logits = np.where(logits > whole // 2, logits - whole, logits)
+            residues.append(self._residues(np.stack([holder.decrypt(reply, plan.output_level) for reply in mine])))
+        logits = combine(residues, plan.plain_moduli)
         if (abs(logits) > plan.largest_logit).any():
             raise FormatError("reply", f"a logit exceeds {plan.largest_logit}, which no valid image can make it do")
         return logits

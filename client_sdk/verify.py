@@ -2,8 +2,8 @@
 
 Everything is real but the wire: a secret key, seeded ciphertexts, evaluation keys that went through bytes, an engine.
 Under CKKS the clear network is the one of the bundle, and a logit may be off by the plan's bound. Under BFV it is the
-network with integer weights: its integers must come out exactly. How far its logits lie from those of the bundle's network
-is told beside what the plan predicts that quantisation costs, and is no matter of encryption.
+network with integer weights: its integers must come out exactly. How far its logits lie from those of the bundle's
+network is told beside what the plan predicts that quantisation costs, and is no matter of encryption.
 
 Whoever holds a bundle is the laboratory, so this tells nobody anything new; it is how either party, or a reviewer,
 convinces themselves that encryption changes nothing.
@@ -313,9 +313,8 @@ def failures(record: dict[str, Any]) -> list[str]:
     if record["exact"] is False:
         found.append(f"the integers of {record['inexact']} of {record['images']} images are not those of the network")
     if not record["max_logit_error"] <= record["logit_error_bound"]:
-        found.append(
-            f"a logit is off by {record['max_logit_error']:.2e}, more than the bound of {record['logit_error_bound']:.2e}"
-        )
+        error, bound = record["max_logit_error"], record["logit_error_bound"]
+        found.append(f"a logit is off by {error:.2e}, more than the bound of {bound:.2e}")
     return found
 
 

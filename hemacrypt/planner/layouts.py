@@ -147,8 +147,8 @@ def _with_exact(
             break
         keys = united([first.keys, plan.public.keys])
         if keys != first.keys:
-            # Both schemes turn by the same steps, but here not at the same levels: a key that either needs is made once,
-            # for the highest level where it is used.
+            # Both schemes turn by the same steps, but here not at the same levels: a key that either needs is made
+            # once, for the highest level where it is used.
             keys = without_repeats(keys)
         needed = key_bytes(first.parameters, keys)
         if needed <= allowed:

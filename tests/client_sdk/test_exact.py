@@ -22,7 +22,7 @@ from hemacrypt.preprocess import Pixels
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.wire import bfv_plan_to_message, digest
 from tests.client_sdk.conftest import Impostor, Met, Small, make_small, serving
-from tests.hemacrypt.exact import Handmade, handmade
+from tests.hemacrypt.handmade import Handmade, handmade
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from hemacrypt.engines.vector.exact import BfvVectorEngine
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys
 from hemacrypt.plan import united
-from tests.hemacrypt.exact import Handmade, chain, handmade, primes_of
+from tests.hemacrypt.handmade import Handmade, chain, handmade, primes_of
 from tests.hemacrypt.setups import Setup
 
 PAPER = (957181001729, 957181034497)

@@ -11,7 +11,7 @@ import tenseal.sealapi as seal
 from client_sdk._crypto import BfvKeyHolder
 from hemacrypt import sealformat, sealio
 from hemacrypt.errors import FormatError, PlanError
-from tests.hemacrypt.exact import Handmade, chain, handmade, primes_of
+from tests.hemacrypt.handmade import Handmade, chain, handmade, primes_of
 from tests.hemacrypt.setups import Setup
 
 NTT, SIZE, DEGREE, PRIMES, SCALE, CORRECTION, COUNT, RESIDUES = 32, 33, 41, 49, 57, 65, 89, 97

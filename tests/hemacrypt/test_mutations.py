@@ -34,7 +34,7 @@ from hemacrypt.sealformat import HEADER, Residues
 from hemacrypt.security import LARGEST_MODULUS_BITS
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.wire import digest, plan_from_message, plan_to_message
-from tests.hemacrypt.exact import handmade
+from tests.hemacrypt.handmade import handmade
 
 NONE, ZSTD = 0, 2
 CASES = {

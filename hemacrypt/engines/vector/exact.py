@@ -15,7 +15,7 @@ import numpy as np
 import tenseal.sealapi as seal
 
 from hemacrypt import sealformat, sealio
-from hemacrypt.bfv_plan import BfvLinear, BfvPlan, BfvSquare, Integers, centred
+from hemacrypt.bfv_plan import BfvLinear, BfvPlan, BfvSquare, Integers
 from hemacrypt.engines.base import ExactEngine
 from hemacrypt.engines.vector.layers import (
     SEAL_MINOR,
@@ -123,8 +123,10 @@ class _Modulus:
         diagonals = np.empty(diagonals_shape(step, self._parameters.degree), dtype=np.uint32)
 
         def encode(number: int) -> Words:
-            polynomial = centred(self._polynomial(step.diagonals[number]), self._modulus)
-            return ring.montgomery_form(ring.transformed(polynomial, rows), rows)
+            polynomial = self._polynomial(step.diagonals[number])
+            # Around zero: noise grows with the coefficients' size.
+            lifted = np.where(polynomial > self._modulus // 2, polynomial - self._modulus, polynomial)
+            return ring.montgomery_form(ring.transformed(lifted, rows), rows)
 
         encode_diagonals(step, encode, diagonals)
         if blank_outputs(step, diagonals):
