@@ -2,8 +2,8 @@
 
 Everything is real but the wire: a secret key, seeded ciphertexts, evaluation keys that went through bytes, an engine.
 Under CKKS the clear network is the one of the bundle, and a logit may be off by the plan's bound. Under BFV it is the
-network with integer weights: its integers must come out exactly, and its logits may lie from those of the bundle's
-network by what quantisation costs, which is reported.
+network with integer weights: its integers must come out exactly. How far its logits lie from those of the bundle's
+network is told beside what the plan predicts that quantisation costs, and is no matter of encryption.
 
 Whoever holds a bundle is the laboratory, so this tells nobody anything new; it is how either party, or a reviewer,
 convinces themselves that encryption changes nothing.
@@ -98,7 +98,6 @@ class _Approximate:
 
     def __init__(self, bundle: Bundle, plan: Plan, engine: str, threads: int) -> None:
         self.plan, self._network = plan, bundle.network
-        self.quantisation_deviation = 0.0
         self._holder = KeyHolder(plan.public)
         self._engine = encrypted_engine(engine, plan, threads)
         self._keys, self.key_bytes = _registered(self._engine, self._holder.evaluation_keys())
@@ -125,7 +124,6 @@ class _Exact:
     def __init__(self, bundle: Bundle, plan: BfvPlan, engine: str, threads: int) -> None:
         self.plan, self._network = plan, bundle.network
         self._quantised = quantised_for(bundle.network, plan)
-        self.quantisation_deviation = plan.public.quantisation_error
         self._holder = BfvKeyHolder(plan.public, None)
         self._engine = encrypted_bfv_engine(engine, plan, threads)
         self._keys, self.key_bytes = _registered(self._engine, self._holder.evaluation_keys())
@@ -272,8 +270,7 @@ def summarise(
             "inexact": sum(not outcome.equal for outcome in outcomes) + len(unreadable),
             "quantisation": {
                 "max_logit_error": max(outcome.quantisation_error for outcome in outcomes),
-                # One standard deviation where every value is at its peak: what to expect, no bound.
-                "predicted_deviation": side.quantisation_deviation,
+                "predicted": public.quantisation_error,
                 "disagreements": sum(_index(o.encrypted) != _index(o.trained) for o in outcomes),
             },
             "plain_moduli": list(public.plain_moduli),
@@ -373,8 +370,8 @@ def show(record: dict[str, Any], outcomes: Sequence[Outcome], labels: Sequence[s
         equal, cost = record["images"] - record["inexact"], record["quantisation"]
         lines += [
             f"the integers of {equal} of {record['images']} images are exactly those of the quantised network",
-            f"quantisation moved a logit by {cost['max_logit_error']:.2e} at most (predicted deviation at the peaks: "
-            f"{cost['predicted_deviation']:.2e}); it changed {cost['disagreements']} predictions",
+            f"quantisation moved a logit by {cost['max_logit_error']:.2e} at most, predicted {cost['predicted']:.2e}; "
+            f"it changed {cost['disagreements']} predictions of the network as it was trained",
         ]
     for line in lines:
         console.print(line, highlight=False)

@@ -152,9 +152,11 @@ def _with_exact(
             # That fewer keys do not suffice is of no interest to who would be served with more.
             why = why or str(error)
             break
-        # Both schemes turn by the same steps, but not at the same levels: a key that either needs is made once, for the
-        # highest level where it is used.
-        keys = without_repeats(united([first.keys, plan.public.keys]))
+        keys = united([first.keys, plan.public.keys])
+        if keys != first.keys:
+            # Both schemes turn by the same steps, but here not at the same levels: a key that either needs is made
+            # once, for the highest level where it is used.
+            keys = without_repeats(keys)
         needed = key_bytes(first.parameters, keys)
         if needed <= allowed:
             why = ""

@@ -64,7 +64,7 @@ def test_both_schemes_keep_their_promises(small: Small, cases: list[Case], engin
     assert 0 < approximate["max_logit_error"] <= approximate["logit_error_bound"]
     assert exact["exact"] is True
     assert exact["max_logit_error"] == exact["logit_error_bound"] == 0
-    assert 0 < exact["quantisation"]["max_logit_error"] <= 6 * exact["quantisation"]["predicted_deviation"]
+    assert 0 < exact["quantisation"]["max_logit_error"] < 10 * exact["quantisation"]["predicted"]
     text = _printed(console)
     assert "the integers of 5 of 5 images are exactly those of the quantised network" in text
     assert "ckks: encrypted and clear disagree on 0 of 5 images" in text
@@ -143,6 +143,12 @@ def test_an_answer_that_cannot_be_read_counts(small: Small, cases: list[Case], m
     assert failures(record)[0].startswith("1 answers cannot be read, the first is image 4")
     with pytest.raises(FormatError, match="no answer of 1 under bfv could be read"):
         verify(small.bundle, cases[4:], ("bfv",), "seal", 1, _console())
+
+
+def test_quantisation_is_told_and_no_failure_of_encryption(small: Small, cases: list[Case]) -> None:
+    (record,) = verify(small.bundle, cases, ("bfv",), "seal", 1, _console())
+    record["quantisation"]["predicted"] = record["quantisation"]["max_logit_error"] / 2
+    assert failures(record) == []
 
 
 def test_two_records_are_put_together_and_one_is_left_as_it_is() -> None:

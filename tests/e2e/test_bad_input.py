@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -236,9 +237,12 @@ def test_swapped_keys_are_refused(client: Client) -> None:
 def test_keys_at_another_level_are_refused(client: Client) -> None:
     """Every level's keys are fine ones, but each for another chain than the one that it stands for."""
     levels = EvaluationKeys.from_bytes(client.keys.evaluation_blob()).levels
-    lower = [number for number, group in enumerate(client.plan.keys) if group.relinearise]
+    one, other, *_ = (number for number, group in enumerate(client.plan.keys) if group.elements)
     moved = list(levels)
-    moved[lower[0]], moved[lower[1]] = levels[lower[1]], levels[lower[0]]
+    moved[one], moved[other] = (
+        replace(levels[one], galois=levels[other].galois),
+        replace(levels[other], galois=levels[one].galois),
+    )
     refused = _keys_refused(client, EvaluationKeys(tuple(moved)).to_bytes())
     assert (refused.status, refused.reason) == ("INVALID_ARGUMENT", "KEYS_INVALID")
 

