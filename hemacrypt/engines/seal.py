@@ -10,12 +10,12 @@ import numpy as np
 import tenseal.sealapi as seal
 
 from hemacrypt import sealformat, sealio
-from hemacrypt.bfv_plan import BfvLinear, PublicBfvPlan
+from hemacrypt.bfv_plan import BfvLinear
 from hemacrypt.engines.base import Engine
 from hemacrypt.errors import PlanError
-from hemacrypt.evaluation_keys import EvaluationKeys
+from hemacrypt.evaluation_keys import AnyPublicPlan, EvaluationKeys
 from hemacrypt.network import ComplexArray
-from hemacrypt.plan import JOIN_FACTOR, LinearStep, Parameters, Plan, PublicPlan, SquareStep, Turn
+from hemacrypt.plan import JOIN_FACTOR, LinearStep, Parameters, Plan, SquareStep, Turn
 from hemacrypt.sealio import Context, SealObject
 
 
@@ -27,7 +27,7 @@ class SealKeys:
     galois: dict[int, SealObject]
 
 
-def load_keys(keys: EvaluationKeys, public: PublicPlan | PublicBfvPlan, contexts: dict[int, Context]) -> SealKeys:
+def load_keys(keys: EvaluationKeys, public: AnyPublicPlan, contexts: dict[int, Context]) -> SealKeys:
     """Check a client's evaluation keys and load them for contexts by level; see `Engine.load_keys`."""
     loaded, minor = SealKeys({}, {}), sealio.seal_minor_version()
     for group, serialised in keys.grouped(public):

@@ -165,12 +165,8 @@ class _Run:
             if isinstance(step, BfvLinear):
                 self._memory.reserve_affine(step, self._degree)
                 continue
-            self._memory.reserve("lowered", 2, step.level + 1, self._degree)
-            self._memory.reserve("product", 3, step.level + 1, self._degree)
             for modulus in moduli:
-                others = len(modulus.scalings[step.level].tables[0])
-                self._memory.reserve("other", 2, others, self._degree)
-                self._memory.reserve("other product", 3, others, self._degree)
+                reserve_square(self._memory, step.level, modulus.scalings[step.level], self._degree)
 
     def evaluate(self, number: int, inputs: Sequence[sealformat.Residues], keys: VectorKeys) -> list[Words]:
         """Evaluate all steps modulo one plaintext modulus on checked ciphertexts.
@@ -202,7 +198,7 @@ class _Run:
                 side = "values odd" if place % 2 else "values even"
                 out = self._memory.array(side, step.outputs, 2, step.next_level + 1, self._degree)
                 switches = keys.levels.get(step.level) or self._none[step.level]
-                worker = _Part(self._rings[step.level], self._memory, self._team, part, switches)
+                worker = ExactPart(self._rings[step.level], self._memory, self._team, part, switches)
                 if isinstance(step, BfvLinear):
                     worker.linear(modulus.layers[place], value, out)
                 else:
@@ -223,7 +219,16 @@ class _Run:
         self._team.barrier()
 
 
-class _Part(Part):
+def reserve_square(memory: Memory, level: int, scaling: Scaling, degree: int) -> None:
+    """Make room for what `ExactPart.square` works with."""
+    others = len(scaling.tables[0])
+    memory.reserve("lowered", 2, level + 1, degree)
+    memory.reserve("product", 3, level + 1, degree)
+    memory.reserve("other", 2, others, degree)
+    memory.reserve("other product", 3, others, degree)
+
+
+class ExactPart(Part):
     """What one thread of a team does in one step of BFV."""
 
     def square(self, scaling: Scaling, values: Words, out: Words) -> None:

@@ -110,7 +110,7 @@ def load_keys(keys: EvaluationKeys, public: PublicPlan | PublicBfvPlan, rings: d
             found[1] = sealformat.read_relinearisation_key(serialised.relinearisation, parameters)
         if group.elements:
             found |= sealformat.read_galois_keys(serialised.galois, parameters, group.elements)
-        levels[group.level] = _expanded(ring, found)
+        levels[group.level] = expanded(ring, found)
     return VectorKeys(levels)
 
 
@@ -129,7 +129,7 @@ def blank_keys(public: PublicPlan | PublicBfvPlan, rings: dict[int, Ring]) -> Ve
     return VectorKeys(levels)
 
 
-def _expanded(ring: Ring, found: dict[int, list[sealformat.Residues]]) -> Switches:
+def expanded(ring: Ring, found: dict[int, list[sealformat.Residues]]) -> Switches:
     """Expand keys, given by their Galois elements."""
     orders = {element: ring.automorphism(element) for element in found}
     keys: dict[int, Words] = {}
