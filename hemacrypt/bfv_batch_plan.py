@@ -158,6 +158,16 @@ class PublicBfvBatchPlan:
         """Number of ciphertexts of each plaintext modulus that come back, one for each logit."""
         return len(self.labels)
 
+    @property
+    def input_ciphertexts(self) -> int:
+        """Ciphertexts of a request: those of the first plaintext modulus, then of the second, and so on."""
+        return len(self.plain_moduli) * self.inputs
+
+    @property
+    def output_ciphertexts(self) -> int:
+        """Ciphertexts of a reply, ordered alike."""
+        return len(self.plain_moduli) * self.outputs
+
     def pack(self, images: npt.ArrayLike) -> Numbers:
         """Round images and lay them into slots, shape (images, …) -> (inputs, 2, slots).
 
