@@ -446,6 +446,9 @@ class BfvBatchKeyHolder(_SecretKey):
         PlanError
             If the images do not fit the plan or hold numbers that cannot be encrypted.
         """
+        scaled = np.asarray(images, dtype=np.float64) * self.plan.input_scale
+        if scaled.size and not np.abs(scaled).max() < min(math.prod(self.plan.plain_moduli) / 2, 2.0**53):
+            raise PlanError("the images hold values that are no finite numbers of moderate size; preprocess them first")
         rows = self.plan.pack(images)
         return (modulus.encrypt(content) for modulus in self._moduli for content in rows)
 

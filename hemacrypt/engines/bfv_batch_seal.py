@@ -143,13 +143,23 @@ class _Evaluation:
                 self._complete(layer, row, sums.pop(row))
 
     def _complete(self, layer: int, row: int, total: SealObject) -> None:
-        linear, evaluator = self._plan.linears[layer], self._bridge.evaluator
-        evaluator.add_plain_inplace(total, self._modulus.biases[layer][row])
-        for _ in range(linear.rescales):
-            evaluator.mod_switch_to_next_inplace(total)
+        linear, bridge = self._plan.linears[layer], self._bridge
+        if linear.relinearise:
+            total = bridge.relinearise(total, linear.level, linear.level, self._keys)
+        total = self._switched(total, linear.level, linear.next_level)
+        bridge.evaluator.add_plain_inplace(total, self._modulus.biases[layer][row])
         if layer + 1 == len(self._plan.linears):
             self.logits[row] = total
             return
         step = self._plan.squares[layer]
-        squared = self._bridge.square(step.level, step.next_level, total, self._keys)
-        self.arrive(layer + 1, row, self._bridge.from_ntt(squared, step.next_level))
+        total = bridge.square(total, step.level)
+        if step.relinearise:
+            total = bridge.relinearise(total, step.level, step.level, self._keys)
+        self.arrive(layer + 1, row, self._switched(total, step.level, step.next_level))
+
+    def _switched(self, value: SealObject, level: int, next_level: int) -> SealObject:
+        """Return a ciphertext as coefficients, switched down."""
+        value = self._bridge.from_ntt(value, level)
+        for _ in range(level - next_level):
+            self._bridge.evaluator.mod_switch_to_next_inplace(value)
+        return value

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from hemacrypt.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
 from hemacrypt.bfv_plan import BfvLinear, BfvPlan, combine, pack_rows, read_rows
 from hemacrypt.errors import PlanError
 from hemacrypt.plan import Turn
@@ -83,6 +84,36 @@ class ClearBfvEngine:
                 continue
             values = values * values % modulus
         return values
+
+
+def batch_integers(plan: BfvBatchPlan, images: npt.ArrayLike) -> npt.NDArray[np.object_]:
+    """Return the integer logits of a batch as its plan computes them, shape (images, logits): Python integers.
+
+    Residues of every plaintext modulus walk the plan's matrices; slots without an image hold copies.
+
+    Parameters
+    ----------
+    plan:
+        The plan, weights included.
+    images:
+        Preprocessed images, shape (images, …), at most as many as a batch takes.
+    """
+    public, given = plan.public, np.asarray(images, dtype=np.float64)
+    packed = public.pack(given).reshape(public.inputs, -1)
+    values = np.empty((public.inputs, len(given)), dtype=object)
+    values[list(public.input_order)] = packed[:, : len(given)].astype(object)
+    residues = []
+    for number, modulus in enumerate(public.plain_moduli):
+        current: Residues = values % modulus
+        for step in plan.steps:
+            if isinstance(step, BfvBatchLinear):
+                total = np.repeat(step.bias[number].astype(object)[:, None], len(given), axis=1)
+                np.add.at(total, step.rows, step.weights.astype(object)[:, None] * current[step.columns])
+                current = total % modulus
+            else:
+                current = current * current % modulus
+        residues.append(current.T)
+    return combine(residues, public.plain_moduli)
 
 
 def linear(step: BfvLinear, values: Residues, modulus: int, number: int) -> Residues:

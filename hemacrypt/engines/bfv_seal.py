@@ -15,7 +15,7 @@ from typing import ClassVar
 import tenseal.sealapi as seal
 
 from hemacrypt import sealformat, sealio
-from hemacrypt.bfv_plan import BfvLinear, BfvPlan, Integers
+from hemacrypt.bfv_plan import BfvLinear, BfvPlan, BfvSquare, Integers
 from hemacrypt.engines.base import ExactEngine
 from hemacrypt.engines.seal import SealKeys, Turner, load_keys
 from hemacrypt.errors import PlanError
@@ -87,10 +87,14 @@ class Bridge:
             value.scale = 1.0
             self.ntt_evaluators[level].rescale_to_next_inplace(value)
 
-    def square(self, level: int, next_level: int, value: SealObject, keys: SealKeys) -> SealObject:
-        """Square and relinearise a ciphertext and switch it down; the result is in NTT form."""
+    def square(self, value: SealObject, level: int) -> SealObject:
+        """Square a ciphertext of a level; the result has three coefficient polynomials."""
         value = self.from_ntt(value, level)
         self.evaluator.square_inplace(value)
+        return value
+
+    def relinearise(self, value: SealObject, level: int, next_level: int, keys: SealKeys) -> SealObject:
+        """Bring a ciphertext back to two polynomials and switch it down; the result is in NTT form."""
         value = self.to_ntt(value, level)
         self.ntt_evaluators[level].relinearize_inplace(value, keys.relinearisation[level])
         self.switch_down(value, level, next_level)
@@ -166,7 +170,7 @@ class _Modulus:
             if isinstance(step, BfvLinear):
                 values = self._linear(step, self._encoded[number], values, keys)
             else:
-                values = [self._bridge.square(step.level, step.next_level, value, keys) for value in values]
+                values = [self._square(step, value, keys) for value in values]
         return [self._bridge.from_ntt(value, self._plan.public.output_level) for value in values]
 
     def _encode_layer(self, step: BfvLinear, biases: Integers) -> _Encoded:
@@ -198,3 +202,7 @@ class _Modulus:
             self._bridge.evaluator.add_plain_inplace(total, bias)
             outputs.append(total)
         return outputs
+
+    def _square(self, step: BfvSquare, value: SealObject, keys: SealKeys) -> SealObject:
+        squared = self._bridge.square(value, step.level)
+        return self._bridge.relinearise(squared, step.level, step.next_level, keys)

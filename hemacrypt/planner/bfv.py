@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from hemacrypt.bfv_batch_plan import BfvBatchPlan
 from hemacrypt.bfv_plan import (
     LARGEST_PLAIN_BITS,
     MOST_PLAIN_MODULI,
@@ -34,7 +35,7 @@ from hemacrypt.network import CollapsedNetwork
 from hemacrypt.plan import PRIME_LIMIT, KeyGroup, Layout, Parameters, Turn, is_prime, united
 from hemacrypt.planner import chain, costs
 from hemacrypt.planner.bfv_noise import BfvNoiseModel, Noise
-from hemacrypt.planner.build import KEY_BUDGET, _affordable, _Choice, _Chooser, _Path
+from hemacrypt.planner.build import _affordable, _Choice, _Chooser, _Path
 from hemacrypt.planner.diagonals import MatrixForm, power_of_two_from
 from hemacrypt.planner.rotations import Split, arrange, splits
 from hemacrypt.quantise import PRECISION, Exact, QuantisedNetwork, at_scales, quantise
@@ -42,6 +43,9 @@ from hemacrypt.security import LARGEST_MODULUS_BITS
 
 Magnitudes = Literal["worst", "measured"]
 
+# Bytes of evaluation keys at degree 8192 unless the operator says otherwise: less than CKKS plans take
+# (`hemacrypt.planner.build.KEY_BUDGET`), so that what these need for one image is likely to serve.
+_USUAL_KEYS: Final = 30_000_000
 # With measured magnitudes, logits may be 2^4 times as large as the largest that calibration saw, as under CKKS.
 HEADROOM_BITS: Final = 4
 # Precisions that the weights get where the plaintext moduli have room, and where moduli that were asked for lack it.
@@ -126,7 +130,7 @@ def plan_bfv(
     """
     if images not in (1, 2):
         raise PlanError(f"{images} images in a request; an exact plan takes 1, or 2: one in each row")
-    quantised, largest = _quantised(network, magnitudes, plain_moduli)
+    quantised, largest = quantised_with_room(network, magnitudes, plain_moduli)
     found, rejected = _search(quantised, largest, images, plain_moduli, degree, key_budget, parameters)
     for precision in _FINER:
         # Room that the moduli have to spare makes the weights finer.
@@ -169,7 +173,7 @@ def plan_bfv(
     )
 
 
-def quantised_for(network: CollapsedNetwork, plan: BfvPlan) -> QuantisedNetwork:
+def quantised_for(network: CollapsedNetwork, plan: BfvPlan | BfvBatchPlan) -> QuantisedNetwork:
     """Return the integer network that a plan evaluates, made again from the network that it was planned for.
 
     Raises
@@ -183,7 +187,7 @@ def quantised_for(network: CollapsedNetwork, plan: BfvPlan) -> QuantisedNetwork:
     return quantised
 
 
-def _quantised(
+def quantised_with_room(
     network: CollapsedNetwork, magnitudes: Magnitudes, plain_moduli: Sequence[int] | None
 ) -> tuple[QuantisedNetwork, int]:
     """Return the integer network and its largest logit: coarser where moduli that were asked for hold no more."""
@@ -221,7 +225,9 @@ def _search(
 ) -> tuple[_Candidate, list[str]]:
     """Return the best choice of the first degree that has one, and a sentence for everything that was rejected."""
     rejected: list[str] = []
-    for chains in _chains(quantised.network, degree, parameters):
+    network = quantised.network
+    widest = max(network.inputs, *(layer.outputs for layer in network.linears))
+    for chains in chains_for(network.squares, widest, degree, parameters):
         tried = chains[0]
         fault = _unusable(plain_moduli, tried, largest, quantised)
         if fault:
@@ -243,7 +249,9 @@ def _search(
     raise PlanError("; ".join(rejected[-2:]) + "; " + _advice(quantised, largest))
 
 
-def _chains(network: CollapsedNetwork, degree: int | None, parameters: Parameters | None) -> Iterator[list[Parameters]]:
+def chains_for(
+    squares: int, widest: int, degree: int | None, parameters: Parameters | None
+) -> Iterator[list[Parameters]]:
     """Yield for each degree the chains to try, that of a CKKS plan first."""
     if parameters is not None:
         if degree not in (None, parameters.degree):
@@ -252,9 +260,8 @@ def _chains(network: CollapsedNetwork, degree: int | None, parameters: Parameter
         return
     if degree is not None and degree not in LARGEST_MODULUS_BITS:
         raise PlanError(f"polynomial degree {degree}; expected one of {list(LARGEST_MODULUS_BITS)}")
-    widest = max(network.inputs, *(layer.outputs for layer in network.linears))
-    smallest = chain.smallest_degree(network.squares, widest) if degree is None else degree
-    usual = chain.data_primes_needed(network.squares)
+    smallest = chain.smallest_degree(squares, widest) if degree is None else degree
+    usual = chain.data_primes_needed(squares)
     for tried, bits in LARGEST_MODULUS_BITS.items():
         most = bits // chain.PRIME_BITS - 1
         if tried < smallest or most < 1 or (degree is not None and tried != degree):
@@ -308,7 +315,7 @@ def _ways(quantised: QuantisedNetwork, images: int, parameters: Parameters, key_
     chooser = _RowChooser(quantised.network, "rows", images, parameters)
     level = parameters.top_level
     # Where keys are longer than at the usual degree, as many of them as usual.
-    usual = KEY_BUDGET * costs.one_key_bytes(parameters.degree, level) / costs.one_key_bytes(8192, min(level, 5))
+    usual = _USUAL_KEYS * costs.one_key_bytes(parameters.degree, level) / costs.one_key_bytes(8192, min(level, 5))
     ways: list[_Maps] = []
     for summed in (True, False):
         chooser.summed = summed
@@ -377,7 +384,7 @@ def _fitting(
     ways: Sequence[_Maps], parameters: Parameters, largest: int, plain_moduli: Sequence[int] | None
 ) -> list[_Candidate]:
     """Return the choices that fit a chain, with as few plaintext moduli as possible."""
-    wanted = [tuple(plain_moduli)] if plain_moduli else _moduli_from_few_to_many(largest, parameters)
+    wanted = [tuple(plain_moduli)] if plain_moduli else moduli_from_few_to_many(largest, parameters)
     for moduli in wanted:
         found = [
             _Candidate(maps, parameters, moduli, steps, policy is None)
@@ -390,7 +397,7 @@ def _fitting(
     return []
 
 
-def _moduli_from_few_to_many(largest: int, parameters: Parameters) -> Iterator[tuple[int, ...]]:
+def moduli_from_few_to_many(largest: int, parameters: Parameters) -> Iterator[tuple[int, ...]]:
     """Yield for every number of moduli the set that holds the logits and whose largest is smallest."""
     taken = {*parameters.data_primes, parameters.special_prime}
     for count in range(1, MOST_PLAIN_MODULI + 1):
@@ -438,7 +445,7 @@ def _levelled(
     for number, step in enumerate(steps):
         noises = model.step(replace(step, level=level), noises)
         last = number == len(steps) - 1
-        target = _reply_level(model, noises, level) if last else _next_level(model, noises, level, policy)
+        target = reply_level(model, noises, level) if last else next_level(model, noises, level, policy)
         if target is None:
             return None
         noises = [model.switched(noise, level, target) for noise in noises]
@@ -447,7 +454,8 @@ def _levelled(
     return tuple(levelled)
 
 
-def _next_level(model: BfvNoiseModel, noises: Sequence[Noise], level: int, policy: float | None) -> int:
+def next_level(model: BfvNoiseModel, noises: Sequence[Noise], level: int, policy: float | None) -> int:
+    """Return the level that a step switches down to, by one of `_POLICIES`."""
     if policy is None:
         return max(level - 1, 0)
     bits = math.log2(max(noise.mean for noise in noises)) / 2
@@ -457,7 +465,7 @@ def _next_level(model: BfvNoiseModel, noises: Sequence[Noise], level: int, polic
     return level
 
 
-def _reply_level(model: BfvNoiseModel, noises: Sequence[Noise], level: int) -> int | None:
+def reply_level(model: BfvNoiseModel, noises: Sequence[Noise], level: int) -> int | None:
     """Return the lowest level at which the result still decrypts."""
     for target in range(level + 1):
         if all(model.budget(model.switched(noise, level, target) + 1 / 4, target) > 0 for noise in noises):
@@ -507,7 +515,7 @@ def _keys(parameters: Parameters, steps: Sequence[BfvStep]) -> tuple[KeyGroup, .
 
 def _fault(ways: Sequence[_Maps], parameters: Parameters, largest: int, plain_moduli: Sequence[int] | None) -> str:
     """Say at which step the noise budget of a chain runs out, for the smallest moduli that could serve."""
-    wanted = [tuple(plain_moduli)] if plain_moduli else list(_moduli_from_few_to_many(largest, parameters))
+    wanted = [tuple(plain_moduli)] if plain_moduli else list(moduli_from_few_to_many(largest, parameters))
     where = f"degree {parameters.degree} with {len(parameters.data_primes)} data primes was rejected"
     if not wanted:
         return f"{where}: {MOST_PLAIN_MODULI} plaintext moduli do not hold logits of {largest.bit_length() + 1} bits"

@@ -1,15 +1,16 @@
-"""Planning exact batches: plaintext moduli and levels for one value in each ciphertext.
+"""Planning exact batches: plaintext moduli, levels and where to relinearise, by predicted time.
 
-Noise is simpler than where diagonals are encoded (`hemacrypt.planner.bfv_noise`): a map multiplies it by its integer
-weights. Fresh ciphertexts are independent, so variances add up in the first map; later values share what they come
-from, so there standard deviations do.
+Few large plaintext moduli need a long chain, many small ones are many evaluations. All numbers of moduli, all input
+levels, two places for the relinearisation and some switching policies are tried with the noise simulation; the cheapest
+that fits is taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 
@@ -19,36 +20,29 @@ from hemacrypt.bundle import Bundle
 from hemacrypt.errors import PlanError
 from hemacrypt.network import CollapsedNetwork
 from hemacrypt.plan import KeyGroup, Parameters
-from hemacrypt.planner.batch import _BYTES_PER_RESIDUE, _PRODUCT_MS, _READ_MS, _TRANSFORM_MS, BYTE_MS, _parameters
-from hemacrypt.planner.bfv import Magnitudes, _moduli_from_few_to_many, _quantised
+from hemacrypt.planner import bfv, costs
+from hemacrypt.planner.batch import BYTE_MS
 from hemacrypt.planner.bfv_noise import BfvNoiseModel
+from hemacrypt.planner.report import full_ciphertext_bytes, seeded_ciphertext_bytes
 from hemacrypt.quantise import QuantisedNetwork
 
-# A switch is made when the noise that it divides is so many bits above what it adds.
-_MARGINS: Final = (0.0, 2.0, 4.0, 8.0, 100.0)
+# A modulus switch has to leave noise of so many bits.
+_POLICIES: Final = (0.0, 3.0, 6.0, 9.0)
 
 
-@dataclass(frozen=True)
-class _Levels:
-    """Levels of the input of every step and of the reply, with the budgets that are left after each step."""
-
-    levels: tuple[int, ...]
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    moduli: tuple[int, ...]
+    steps: tuple[BfvBatchStep, ...]
     budgets: tuple[float, ...]
+    milliseconds: float
+    price: float
 
 
-def plan_bfv_batch_bundle(
-    bundle: Bundle, *, magnitudes: Magnitudes = "worst", parameters: Parameters | None = None
-) -> BfvBatchPlan:
-    """Plan exact batches for a bundle's network; see `plan_bfv_batch`."""
+def plan_bfv_batch_bundle(bundle: Bundle, **options: Any) -> BfvBatchPlan:
+    """Plan exact batches for a bundle's network; options as in `plan_bfv_batch`."""
     manifest = bundle.manifest
-    return plan_bfv_batch(
-        bundle.network,
-        manifest.name,
-        manifest.labels,
-        manifest.preprocessing.digest,
-        magnitudes=magnitudes,
-        parameters=parameters,
-    )
+    return plan_bfv_batch(bundle.network, manifest.name, manifest.labels, manifest.preprocessing.digest, **options)
 
 
 def plan_bfv_batch(
@@ -58,42 +52,39 @@ def plan_bfv_batch(
     preprocessing_digest: str = "",
     *,
     plain_moduli: Sequence[int] | None = None,
-    magnitudes: Magnitudes = "worst",
+    magnitudes: bfv.Magnitudes = "worst",
     parameters: Parameters | None = None,
 ) -> BfvBatchPlan:
-    """Plan the exact evaluation of a network on as many images as both rows have slots.
+    """Plan the exact evaluation of a network on N images at once (throughput layout).
 
     Parameters
     ----------
     network, name, labels, preprocessing_digest, plain_moduli, magnitudes:
         As in `hemacrypt.planner.bfv.plan_bfv`.
     parameters:
-        Degree and chain, so that one secret key serves all plans of a model; by default as for a batch of CKKS.
-
-    Returns
-    -------
-    BfvBatchPlan
+        Degree and chain; by default the smallest degree with the chain of a CKKS plan, then longer chains and larger
+        degrees.
 
     Raises
     ------
     PlanError
-        If no plaintext moduli leave a noise budget, or an output of a layer depends on no input.
+        If no parameters serve the network.
     """
-    quantised, largest = _quantised(network, magnitudes, plain_moduli)
-    chosen = parameters or _parameters(network)
-    moduli, found = _cheapest(quantised, largest, chosen, plain_moduli)
-    steps = _steps(quantised, moduli, found.levels)
+    quantised, largest = bfv.quantised_with_room(network, magnitudes, plain_moduli)
+    prepared = _prepared(quantised)
+    found, chosen = _search(network, prepared, largest, plain_moduli, parameters)
+    steps = _with_biases(found, quantised)
     order = np.arange(network.inputs).reshape(network.input_shape).transpose(1, 2, 0).reshape(-1)
-    levels = sorted({step.level for step in steps if isinstance(step, BfvBatchSquare)}, reverse=True)
+    levels = sorted({step.level for step in steps if step.relinearise}, reverse=True)
     public = PublicBfvBatchPlan(
         model=name,
         labels=tuple(labels) if labels is not None else tuple(f"logit {i}" for i in range(network.outputs)),
         parameters=chosen,
-        plain_moduli=moduli,
+        plain_moduli=found.moduli,
         # Row by row, all channels of a pixel together: a convolution then has few sums open at a time.
         input_order=tuple(order.tolist()),
-        input_level=found.levels[0],
-        output_level=found.levels[-1],
+        input_level=steps[0].level,
+        output_level=steps[-1].next_level,
         input_scale=quantised.input_scale,
         output_scale=quantised.output_scale,
         keys=tuple(KeyGroup(level, True, ()) for level in levels),
@@ -102,96 +93,157 @@ def plan_bfv_batch(
         quantisation_error=float(f"{quantised.deviation:.3e}"),
         preprocessing_digest=preprocessing_digest,
     )
-    return BfvBatchPlan(public, steps, found.budgets, quantised.weight_scales, quantised.largest)
+    return BfvBatchPlan(
+        public=public,
+        steps=steps,
+        noise_budgets=found.budgets,
+        step_magnitudes=quantised.largest,
+        step_measured=quantised.measured,
+        reasons=_reasons(public, steps, found),
+        weight_scales=quantised.weight_scales,
+        estimated_ms=found.milliseconds,
+    )
 
 
-def _cheapest(
-    quantised: QuantisedNetwork, largest: int, parameters: Parameters, plain_moduli: Sequence[int] | None
-) -> tuple[tuple[int, ...], _Levels]:
-    gains = _gains(quantised)
-    wanted = [tuple(plain_moduli)] if plain_moduli else list(_moduli_from_few_to_many(largest, parameters))
-    found: list[tuple[float, tuple[int, ...], _Levels]] = []
-    for moduli in wanted:
-        model = BfvNoiseModel(parameters, max(moduli))
-        for top in range(parameters.top_level + 1):
-            for margin in _MARGINS:
-                levels = _levels(model, gains, top, margin)
-                if levels is not None:
-                    found.append((len(moduli) * _milliseconds(quantised, parameters, levels.levels), moduli, levels))
-    if not found:
-        raise PlanError(
-            f"no plaintext moduli that hold logits of {largest.bit_length()} bits leave a noise budget in "
-            f"{len(parameters.data_primes)} primes at degree {parameters.degree}; use a larger degree or fewer squares"
-        )
-    _, moduli, levels = min(found, key=lambda each: each[0])
-    return moduli, levels
-
-
-def _gains(quantised: QuantisedNetwork) -> list[float]:
-    """Return what each map multiplies the variance of the noise by, at most."""
-    gains: list[float] = []
-    for number, layer in enumerate(quantised.layers):
-        rows, _, values = layer.entries()
-        if number:
-            gains.append(float(np.bincount(rows, np.abs(values), layer.outputs).max()) ** 2)
-        else:
-            gains.append(float(np.bincount(rows, values**2, layer.outputs).max()))
-    return gains
-
-
-def _levels(model: BfvNoiseModel, gains: Sequence[float], top: int, margin: float) -> _Levels | None:
-    """Follow the noise from a level downwards; None where it overflows."""
-    noise, level, levels, budgets = model.fresh, top, [top], list[float]()
-    for number in range(2 * len(gains) - 1):
-        if number % 2:
-            (noise,) = model.square(BfvSquare(level, level, 1), [noise])
-        else:
-            # The bias is rounded.
-            noise = noise.mixed(gains[number // 2]) + 1 / 4
-        while level and noise.peak >= 4.0**margin * model.rounding * model.parameters.data_primes[level] ** 2:
-            noise, level = model.switched(noise, level, level - 1), level - 1
-        if number == 2 * len(gains) - 2:
-            # As small a reply as can be decrypted.
-            while level and model.budget(model.switched(noise, level, level - 1), level - 1) > 0:
-                noise, level = model.switched(noise, level, level - 1), level - 1
-        levels.append(level)
-        budgets.append(model.budget(noise, level))
-        if budgets[-1] <= 0:
-            return None
-    return _Levels(tuple(levels), tuple(budgets))
-
-
-def _milliseconds(quantised: QuantisedNetwork, parameters: Parameters, levels: Sequence[int]) -> float:
-    """Return the milliseconds of one plaintext modulus on one core, and of its upload, to compare plans by."""
-    degree, inputs = parameters.degree, quantised.original.inputs
-    total = inputs * (levels[0] + 1) * degree * (_READ_MS + _BYTES_PER_RESIDUE * BYTE_MS)
-    for number, layer in enumerate(quantised.layers):
-        primes = levels[2 * number] + 1
-        total += len(layer.entries()[0]) * 2 * primes * degree * _PRODUCT_MS
-        if number + 1 < len(quantised.layers):
-            primes = levels[2 * number + 1] + 1
-            # Transforms of squares in both bases and of a key switch.
-            total += layer.outputs * (10 * primes + 12 + primes * (primes + 3)) * degree * _TRANSFORM_MS
-    return total
-
-
-def _steps(quantised: QuantisedNetwork, moduli: tuple[int, ...], levels: Sequence[int]) -> tuple[BfvBatchStep, ...]:
+def _prepared(quantised: QuantisedNetwork) -> tuple[BfvBatchStep, ...]:
+    """Write the layers down; levels, relinearisation and biases come later."""
     steps: list[BfvBatchStep] = []
-    for number, (layer, bias) in enumerate(zip(quantised.layers, quantised.biases, strict=True)):
-        rows, columns, values = layer.entries()
+    for number, layer in enumerate(quantised.layers):
+        if number:
+            steps.append(BfvBatchSquare(0, 0, layer.inputs, True))
+        rows, columns, weights = layer.entries()
         steps.append(
             BfvBatchLinear(
                 name=layer.describe(),
-                level=levels[2 * number],
-                next_level=levels[2 * number + 1],
+                level=0,
+                next_level=0,
                 inputs=layer.inputs,
                 outputs=layer.outputs,
-                rows=rows,
-                columns=columns,
-                weights=values.astype(np.int64),
-                bias=np.stack([centred(bias, modulus) for modulus in moduli]),
+                rows=rows.astype(np.int64),
+                columns=columns.astype(np.int64),
+                weights=weights.astype(np.int64),
+                bias=np.zeros((0, layer.outputs), dtype=np.int64),
+                relinearise=False,
             )
         )
-        if number + 1 < len(quantised.layers):
-            steps.append(BfvBatchSquare(levels[2 * number + 1], levels[2 * number + 2]))
     return tuple(steps)
+
+
+def _with_biases(found: _Candidate, quantised: QuantisedNetwork) -> tuple[BfvBatchStep, ...]:
+    """Add the biases, reduced modulo each plaintext modulus."""
+    steps, biases = list(found.steps), iter(quantised.biases)
+    for number, step in enumerate(steps):
+        if isinstance(step, BfvBatchLinear):
+            bias = next(biases)
+            steps[number] = replace(step, bias=np.stack([centred(bias, modulus) for modulus in found.moduli]))
+    return tuple(steps)
+
+
+def _search(
+    network: CollapsedNetwork,
+    prepared: tuple[BfvBatchStep, ...],
+    largest: int,
+    plain_moduli: Sequence[int] | None,
+    parameters: Parameters | None,
+) -> tuple[_Candidate, Parameters]:
+    # Every value has a ciphertext of its own, so that no degree is too small for a layer.
+    for chains in bfv.chains_for(network.squares, 1, None, parameters):
+        for chosen in chains:
+            found = list(_candidates(prepared, chosen, largest, plain_moduli))
+            if found:
+                return min(found, key=lambda candidate: candidate.price), chosen
+    raise PlanError(
+        f"logits of {largest.bit_length() + 1} bits after {network.squares} squares use up the noise budget of every "
+        "degree; use fewer squares, plan with measured magnitudes, or ask for other plaintext moduli"
+    )
+
+
+def _candidates(
+    prepared: tuple[BfvBatchStep, ...], parameters: Parameters, largest: int, plain_moduli: Sequence[int] | None
+) -> Iterator[_Candidate]:
+    wanted = [tuple(plain_moduli)] if plain_moduli else bfv.moduli_from_few_to_many(largest, parameters)
+    gains = [_gain(step) for step in prepared]
+    for moduli in wanted:
+        model = BfvNoiseModel(parameters, max(moduli))
+        for level in range(parameters.top_level + 1):
+            ways = [(late, policy) for late in (False, True) for policy in _POLICIES]
+            fitting = [found for way in ways if (found := _levelled(prepared, gains, model, level, *way)) is not None]
+            for steps, budgets in fitting:
+                milliseconds = len(moduli) * _milliseconds(steps, parameters)
+                price = milliseconds + len(moduli) * _bytes(steps, parameters) * BYTE_MS
+                yield _Candidate(moduli, steps, budgets, milliseconds, price)
+            if fitting:
+                break  # a longer chain would only be slower
+
+
+def _gain(step: BfvBatchStep) -> float:
+    """Return what a map multiplies the variance of independent noises by, that of the worst output."""
+    if isinstance(step, BfvBatchSquare):
+        return 1.0
+    return float(np.bincount(step.rows, step.weights.astype(np.float64) ** 2, step.outputs).max())
+
+
+def _levelled(
+    prepared: Sequence[BfvBatchStep],
+    gains: Sequence[float],
+    model: BfvNoiseModel,
+    level: int,
+    late: bool,
+    policy: float,
+) -> tuple[tuple[BfvBatchStep, ...], tuple[float, ...]] | None:
+    """Give steps their levels, and return the budget after each; None if the budget does not suffice."""
+    noise, steps, budgets = model.fresh, [], []
+    for number, (step, gain) in enumerate(zip(prepared, gains, strict=True)):
+        last, affine = number == len(prepared) - 1, isinstance(step, BfvBatchLinear)
+        if affine:
+            relinearise = late and number > 0
+            noise = noise.times(gain) + (model.key_switch(level) if relinearise else 0.0)
+        else:
+            relinearise = not late
+            noise = model.square(BfvSquare(level, level, 1), [noise])[0]
+        target: int | None = level
+        if last:
+            target = bfv.reply_level(model, [noise], level)
+        elif affine or relinearise:
+            target = bfv.next_level(model, [noise], level, policy)
+        if target is None:
+            return None
+        noise = model.switched(noise, level, target) + (1 / 4 if affine else 0.0)
+        steps.append(replace(step, level=level, next_level=target, relinearise=relinearise))
+        budgets.append(model.budget(noise, target))
+        level = target
+    return tuple(steps), tuple(budgets)
+
+
+def _milliseconds(steps: Sequence[BfvBatchStep], parameters: Parameters) -> float:
+    """Estimate one evaluation on one core, of one plaintext modulus."""
+    total = costs.Counts()
+    for step in steps:
+        primes = step.level + 1
+        if isinstance(step, BfvBatchLinear):
+            total += costs.Counts(products=len(step.weights) * (3 if step.relinearise else 2) * primes)
+        else:
+            total += costs.exact_tensor(step.level) * step.inputs
+        if step.relinearise:
+            switch = costs.decompose(step.level) + costs.rotate(step.level) + costs.fold(step.level) * 2
+            total += switch * step.outputs
+        total += costs.Counts(transforms=2 * primes * (step.level - step.next_level)) * step.outputs
+    return costs.VECTOR.milliseconds(total, parameters.degree)
+
+
+def _bytes(steps: Sequence[BfvBatchStep], parameters: Parameters) -> int:
+    sent = steps[0].inputs * seeded_ciphertext_bytes(parameters, steps[0].level)
+    return sent + steps[-1].outputs * full_ciphertext_bytes(parameters, steps[-1].next_level)
+
+
+def _reasons(public: PublicBfvBatchPlan, steps: Sequence[BfvBatchStep], found: _Candidate) -> tuple[str, ...]:
+    late = any(step.relinearise for step in steps if isinstance(step, BfvBatchLinear))
+    bits = " + ".join(f"{math.log2(modulus):.1f}" for modulus in public.plain_moduli)
+    return (
+        f"one value in each of {public.inputs} ciphertexts of each plaintext modulus and one image in each of "
+        f"{public.images} slots; a batch costs the same however many of them are used",
+        f"logits need {public.largest_logit.bit_length() + 1} bits; {len(public.plain_moduli)} plaintext moduli hold "
+        f"{math.log2(math.prod(public.plain_moduli)):.1f} ({bits}); other numbers of them were slower or did not fit",
+        f"ciphertexts carry {public.input_level + 1} of {len(public.parameters.data_primes)} primes",
+        "relinearisation waits for the next affine map" if late else "squares are relinearised at once",
+    )

@@ -9,7 +9,8 @@ slots are:
 fresh           SEAL's error, variance 10.5, and the rounding of q/t m
 key switch      one error polynomial for each digit in [0, q_i), over the special prime, and a rounding
 rounding        of both polynomials, the second times the secret: (1 + 2N/3) / 12
-product         with an encoded diagonal: v times N t^2 / 12
+product         with an encoded diagonal: v times c t^2 / 12, c its coefficients that are not zero: N, or 2 p where
+                both rows repeat after p slots
 square          2 t r v, where r is the phase over q, of variance (1 + 2N/3) / 12 as well: v times
                 4 t^2 N (1 + 2N/3) / 12; and the roundings of SEAL's base conversions (Bajard, Eynard, Hasan and Zucca,
                 "A full RNS variant of FV like somewhat homomorphic encryption schemes", 2016) of three polynomials
@@ -17,7 +18,8 @@ switch          v over q_l, and a rounding
 ==============  =====================================================================================================
 
 Rotate-and-sum adds a polynomial to its own images under a group of automorphisms: of its coefficients some vanish and
-the others add up with equal signs. So besides the mean variance the largest is followed.
+the others add up with equal signs. So besides the mean variance the largest is followed. A product with a dense
+polynomial levels it; one whose coefficients that are not zero stand N / c apart sees every (N / c)-th only.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from hemacrypt.bfv_plan import BfvLinear, BfvSquare, BfvStep
+import numpy as np
+
+from hemacrypt.bfv_plan import BfvLinear, BfvSquare, BfvStep, Integers
 from hemacrypt.plan import Parameters
 
 # SEAL's error: centred binomial of 21 + 21 bits.
@@ -47,9 +51,17 @@ class Noise:
     def __add__(self, variance: float) -> Noise:
         return Noise(self.mean + variance, self.peak + variance)
 
-    def mixed(self, factor: float) -> Noise:
-        """Return the noise after a product with a dense polynomial, which levels it."""
-        return Noise(self.mean * factor, self.mean * factor)
+    def times(self, norm: float, sparsity: float = 1.0) -> Noise:
+        """Return the noise after a product with a polynomial.
+
+        Parameters
+        ----------
+        norm:
+            Sum of the squares of its coefficients.
+        sparsity:
+            All coefficients over those that are not zero, which stand so far apart.
+        """
+        return Noise(self.mean * norm, min(self.peak, self.mean * sparsity) * norm)
 
 
 class BfvNoiseModel:
@@ -60,12 +72,17 @@ class BfvNoiseModel:
         degree = parameters.degree
         self.rounding = (1 + 2 * degree / 3) / 12
         self.fresh = Noise(_ERROR_VARIANCE, _ERROR_VARIANCE) + 1 / 12
-        self.product = degree * plain_modulus**2 / 12
 
     def key_switch(self, level: int) -> float:
         """Return the variance that a rotation or relinearisation adds."""
         ratios = sum((prime / self.parameters.special_prime) ** 2 for prime in self.parameters.data_primes[: level + 1])
         return self.parameters.degree * _ERROR_VARIANCE / 3 * ratios + self.rounding
+
+    def product(self, noise: Noise, coefficients: int) -> Noise:
+        """Return the noise after a product with integers in slots, so many of whose coefficients are not zero."""
+        # Squares of numbers uniform modulo t have mean t^2 / 12 and variance t^4 / 180, and none exceeds t^2 / 4.
+        norm = min(coefficients / 4, coefficients / 12 + DEVIATIONS * math.sqrt(coefficients / 180))
+        return noise.times(norm * self.plain_modulus**2, self.parameters.degree / coefficients)
 
     def budget(self, noise: Noise, level: int) -> float:
         """Return the bits of noise budget that are left at a level; decryption is right while they are positive."""
@@ -80,7 +97,7 @@ class BfvNoiseModel:
 
     def linear(self, step: BfvLinear, inputs: Sequence[Noise]) -> list[Noise]:
         """Return the noise after an affine map, before its modulus switches; one for each output."""
-        switch = self.key_switch(step.level)
+        switch, coefficients = self.key_switch(step.level), 2 * period_of(step.diagonals)
         copies = list(inputs)
         for copy in step.copies[step.inputs :]:
             copies.append(copies[copy.parent] + switch)
@@ -90,8 +107,9 @@ class BfvNoiseModel:
             for number, terms in reversed(list(enumerate(giants))):
                 if number < len(giants) - 1:
                     total = total + switch
-                added = sum(copies[term.copy].mean for term in terms) * self.product
-                total = total + added
+                for term in terms:
+                    product = self.product(copies[term.copy], coefficients)
+                    total = Noise(total.mean + product.mean, total.peak + product.peak)
             for group in step.turns:
                 summands = len(group) + 1
                 total = Noise(total.mean * summands, total.peak * summands**2) + switch * len(group)
@@ -106,7 +124,7 @@ class BfvNoiseModel:
         # the second one meets the secret, the third one its square.
         secret = 2 * degree / 3
         conversion = (primes + 1) ** 2 / 3 * (1 + secret + secret**2)
-        return [noise.mixed(factor) + conversion + self.key_switch(step.level) for noise in inputs]
+        return [noise.times(factor) + conversion + self.key_switch(step.level) for noise in inputs]
 
     def step(self, step: BfvStep, inputs: Sequence[Noise]) -> list[Noise]:
         """Return the noise after a step, before its modulus switches."""
@@ -121,3 +139,15 @@ class BfvNoiseModel:
                 noises = [noise + 1 / 4 for noise in noises]  # the bias is rounded
             found.append(min(self.budget(noise, step.next_level) for noise in noises))
         return found
+
+
+def period_of(diagonals: Integers) -> int:
+    """Return after how many slots the rows of all diagonals repeat: a power of two; shape (diagonals, 2, slots)."""
+    period = int(diagonals.shape[-1])
+    while period > 1:
+        half = period // 2
+        # One diagonal answers most questions; all of them may be many megabytes.
+        if not all(np.array_equal(some[..., :half], some[..., half:period]) for some in (diagonals[:1], diagonals)):
+            break
+        period = half
+    return period

@@ -12,13 +12,14 @@ import tenseal.sealapi as seal
 
 from client_sdk._crypto import BfvBatchKeyHolder
 from hemacrypt import sealformat, sealio
-from hemacrypt.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
+from hemacrypt.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan, BfvBatchSquare
 from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import bundle_path
 from hemacrypt.engines import ENCRYPTED_ENGINES, exact_batch_engine
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys
 from hemacrypt.network import CollapsedNetwork, Dense
+from hemacrypt.plan import KeyGroup
 from hemacrypt.planner.bfv_batch import plan_bfv_batch, plan_bfv_batch_bundle
 from hemacrypt.quantise import QuantisedNetwork, at_scales
 from tests.hemacrypt.batches import random_network
@@ -64,10 +65,27 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+def at_once(plan: BfvBatchPlan) -> BfvBatchPlan:
+    """Return the same plan with squares that are relinearised at once."""
+    steps: list[BfvBatchLinear | BfvBatchSquare] = []
+    for step in plan.steps:
+        if isinstance(step, BfvBatchSquare):
+            steps.append(replace(step, relinearise=True))
+        else:
+            steps.append(replace(step, relinearise=False))
+    levels = sorted({step.level for step in steps if step.relinearise}, reverse=True)
+    public = replace(plan.public, keys=tuple(KeyGroup(level, True, ()) for level in levels))
+    return replace(plan, public=public, steps=tuple(steps))
+
+
+@pytest.fixture(scope="module", params=[*NETWORKS, "relinearised at once"])
 def exact(request: pytest.FixtureRequest) -> Exact:
-    network = NETWORKS[request.param]
-    return Exact(network, plan_bfv_batch(network))
+    if request.param in NETWORKS:
+        network = NETWORKS[request.param]
+        return Exact(network, plan_bfv_batch(network))
+    plan = plan_bfv_batch(NETWORKS["two squares"])
+    assert not any(step.relinearise for step in plan.squares)
+    return Exact(NETWORKS["two squares"], at_once(plan))
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +186,8 @@ def test_images_that_cannot_be_encrypted_are_refused_by_name(simple: Exact, valu
     images[1, 0, 1, 1] = value
     with pytest.raises(PlanError, match="no finite numbers of moderate size"):
         simple.holder.encrypt(images)
-    for wrong in (images[0], images[:0], images[:, :, 1:]):
+    fine = simple.images(2)
+    for wrong in (fine[0], fine[:0], fine[:, :, 1:]):
         with pytest.raises(PlanError, match="got images"):
             simple.holder.encrypt(wrong)
 

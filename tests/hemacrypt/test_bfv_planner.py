@@ -59,6 +59,10 @@ def test_the_embedded_network_is_planned_on_the_ring_of_ckks_and_is_exact(bundle
     assert public.parameters == plan_model(bundle.network)[0].parameters
     assert public.proven
     assert min(embedded.noise_budgets) > 0
+    registered = {group.level: group for group in plan_model(bundle.network)[0].public.keys}
+    for group in public.keys:
+        assert set(group.elements) <= set(registered[group.level].elements)
+        assert group.relinearise <= registered[group.level].relinearise
     assert 2 * public.largest_logit < math.prod(public.plain_moduli)
     assert_exact(bundle.network, embedded)
 

@@ -59,7 +59,8 @@ class BfvBatchEngine:
         if threads < 1:
             raise PlanError(f"{threads} threads; expected at least 1")
         self.plan, self.threads = plan, threads
-        self._rings = {level: Ring(plan.parameters.truncated(level)) for level in plan.relinearisation_levels}
+        levels = {*plan.relinearisation_levels, *(step.level for step in plan.squares)}
+        self._rings = {level: Ring(plan.parameters.truncated(level)) for level in levels}
         layers, ring = make_schedule(plan), Ring(plan.parameters)
         self._moduli = [
             _Modulus(plan, number, threads, ring, self._rings, layers)
@@ -77,7 +78,7 @@ class BfvBatchEngine:
         """
         found: ExactKeys = {}
         for group, serialised in keys.grouped(self.plan.public):
-            if group.level in self._rings:
+            if group.relinearise and group.level in self._rings:
                 ring = self._rings[group.level]
                 key = sealformat.read_relinearisation_key(serialised.relinearisation, ring.parameters)
                 found[group.level] = expanded(ring, {1: key})
@@ -134,7 +135,8 @@ class _Modulus(Arithmetic[ExactKeys]):
         self.plan, self.threads, self.ring, self.layers, self._rings = plan, threads, ring, layers, rings
         self._modulus = plan.public.plain_moduli[number]
         self._evaluator = Evaluator(ring)
-        self._scalings = {level: Scaling.of(small, self._modulus) for level, small in rings.items()}
+        squares = {step.level for step in plan.squares}
+        self._scalings = {level: Scaling.of(rings[level], self._modulus) for level in squares}
         self.biases = [self._constants(linear, number) for linear in plan.linears]
         # Every thread squares in memory of its own.
         self._local = threading.local()
@@ -148,33 +150,42 @@ class _Modulus(Arithmetic[ExactKeys]):
         return value
 
     def lowered(self, value: Words, relinearise: bool, rescales: int, keys: ExactKeys) -> Words:
-        """Switch down; squares relinearise at once. See `Arithmetic.lowered`."""
+        """Relinearise and switch down; see `Arithmetic.lowered`."""
+        if relinearise:
+            level = value.shape[1] - 1
+            out = np.empty((2, level + 1 - rescales, value.shape[2]), dtype=np.uint32)
+            self._worker(level, keys).relinearise(value, out)
+            return out
         for _ in range(rescales):
             value = self._evaluator.rescale(value)
         return value
 
     def square(self, number: int, value: Words, out: Words, keys: ExactKeys) -> None:
-        """Square, relinearise and switch down; see `Arithmetic.square`."""
+        """Square, relinearise unless that waits, switch down; see `Arithmetic.square`."""
         step = self.plan.squares[number]
-        memory, team = self._room()
-        worker = ExactPart(self._rings[step.level], memory, team, 0, keys[step.level])
-        worker.square(self._scalings[step.level], value[None], out[None])
+        worker, scaling = self._worker(step.level, keys), self._scalings[step.level]
+        if step.relinearise:
+            worker.square(scaling, value[None], out[None])
+        else:
+            worker.square_only(scaling, value, out)
 
     def write(self, value: Words) -> bytes:
         """Serialise a logit as coefficients; see `Arithmetic.write`."""
         to_coefficients_all(value, self.ring.tables, 0, 1)
         return sealformat.ciphertext_stream(value, self.plan.parameters, 1.0, SEAL_MINOR, self._modulus)
 
-    def _room(self) -> tuple[Memory, Team]:
-        """Return working memory of this thread for squares."""
+    def _worker(self, level: int, keys: ExactKeys) -> ExactPart:
+        """Return what squares and relinearises at a level, with working memory of this thread."""
         if not hasattr(self._local, "room"):
-            memory = Memory()
-            for step in self.plan.squares:
-                memory.reserve_step(BfvSquare(step.level, step.next_level, 1), self.plan.parameters.degree)
-                reserve_square(memory, step.level, self._scalings[step.level], self.plan.parameters.degree)
+            memory, degree = Memory(), self.plan.parameters.degree
+            for number in self._rings:
+                memory.reserve_step(BfvSquare(number, number, 1), degree)
+            for number, scaling in self._scalings.items():
+                reserve_square(memory, number, scaling, degree)
             self._local.room = memory, Team(1)
-        room: tuple[Memory, Team] = self._local.room
-        return room
+        memory, team = self._local.room
+        ring = self._rings[level]
+        return ExactPart(ring, memory, team, 0, keys.get(level) or Switches({}, {}, ring))
 
     def _constants(self, linear: BfvBatchLinear, number: int) -> Words:
         """Return the biases times q / t, rounded, modulo each prime, shape (outputs, k)."""
