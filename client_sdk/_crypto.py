@@ -14,6 +14,7 @@ import tenseal.sealapi as seal
 
 from hemacrypt import sealformat, sealio
 from hemacrypt.batch_plan import PublicBatchPlan
+from hemacrypt.bfv_batch_plan import PublicBfvBatchPlan
 from hemacrypt.bfv_plan import PublicBfvPlan, combine, pack_rows, read_rows
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys
@@ -98,6 +99,10 @@ class KeyHolder(_SecretKey):
     def serving_exact(self, plan: PublicBfvPlan) -> BfvKeyHolder:
         """Return a holder of the same secret key for exact evaluation, whose plan has the same parameters."""
         return BfvKeyHolder(plan, self.secret_bytes())
+
+    def serving_exact_batches(self, plan: PublicBfvBatchPlan) -> BfvBatchKeyHolder:
+        """Return a holder of the same secret key for exact batches, whose plan has the same parameters."""
+        return BfvBatchKeyHolder(plan, self.secret_bytes())
 
     def encrypt(self, images: npt.ArrayLike) -> list[bytes]:
         """Encrypt preprocessed images, as many as the plan takes at once.
@@ -274,7 +279,9 @@ class BatchKeyHolder(_SecretKey):
 class _Modulus:
     """What encrypts and decrypts under one plaintext modulus: the secret key under that modulus' name."""
 
-    def __init__(self, parameters: Parameters, plain_modulus: int, secret: bytes) -> None:
+    def __init__(self, parameters: Parameters, level: int, plain_modulus: int, secret: bytes) -> None:
+        # Fresh ciphertexts have the top level, so a shorter chain makes shorter ones; SEAL's names are the same.
+        parameters, secret = parameters.truncated(level), sealio.truncated_secret(secret, parameters, level)
         self._parameters, self._modulus = parameters, plain_modulus
         self._minor = sealio.seal_minor_version()
         self._context = sealio.make_context(parameters, plain_modulus)
@@ -321,7 +328,8 @@ class BfvKeyHolder(_SecretKey):
         super().__init__(plan.parameters, plan.keys, secret)
         self.plan = plan
         key = self.secret_bytes()
-        self._moduli = [_Modulus(plan.parameters, modulus, key) for modulus in plan.plain_moduli]
+        top = plan.parameters.top_level
+        self._moduli = [_Modulus(plan.parameters, top, modulus, key) for modulus in plan.plain_moduli]
 
     def __repr__(self) -> str:
         return f"BfvKeyHolder(model={self.plan.model!r}, degree={self.plan.parameters.degree})"
@@ -405,3 +413,100 @@ class BfvKeyHolder(_SecretKey):
             )
         found: npt.NDArray[np.int64] = copies[:, 0].astype(np.int64)
         return found
+
+
+class BfvBatchKeyHolder(_SecretKey):
+    """The same for exact batches: up to N images at once, one ciphertext for each value and plaintext modulus.
+
+    Parameters
+    ----------
+    plan:
+        The public plan that everything is for.
+    secret:
+        A secret key serialised by `secret_bytes`; a new one is generated when there is none.
+
+    Raises
+    ------
+    PlanError
+        If SEAL rejects the plan's parameters.
+    FormatError
+        If the secret key is for other parameters.
+    """
+
+    def __init__(self, plan: PublicBfvBatchPlan, secret: bytes | None = None) -> None:
+        super().__init__(plan.parameters, plan.keys, secret)
+        self.plan = plan
+        key, level = self.secret_bytes(), plan.input_level
+        self._moduli = [_Modulus(plan.parameters, level, modulus, key) for modulus in plan.plain_moduli]
+
+    def __repr__(self) -> str:
+        return f"BfvBatchKeyHolder(model={self.plan.model!r}, degree={self.plan.parameters.degree})"
+
+    def encrypt(self, images: npt.ArrayLike) -> Iterator[bytes]:
+        """Quantise and encrypt preprocessed images, one ciphertext after the other.
+
+        Parameters
+        ----------
+        images:
+            Shape (images, channels, height, width); at most as many as both rows have slots.
+
+        Yields
+        ------
+        bytes
+            Seeded symmetric ciphertexts at the plan's input level: all inputs in the plan's order for the first
+            plaintext modulus, then for the next.
+
+        Raises
+        ------
+        PlanError
+            If the images do not fit the plan or hold numbers that cannot be encrypted.
+        """
+        scaled = np.asarray(images, dtype=np.float64) * self.plan.input_scale
+        if scaled.size and not np.abs(scaled).max() < min(math.prod(self.plan.plain_moduli) / 2, 2.0**53):
+            raise PlanError("the images hold values that are no finite numbers of moderate size; preprocess them first")
+        rows = self.plan.pack(images)
+        return (modulus.encrypt(content) for modulus in self._moduli for content in rows)
+
+    def decrypt_integers(self, replies: Sequence[bytes], images: int) -> npt.NDArray[np.object_]:
+        """Decrypt the service's replies to the integers that the quantised network has for logits.
+
+        Parameters
+        ----------
+        replies:
+            Straight from the wire.
+        images:
+            How many images were in the batch.
+
+        Returns
+        -------
+        array of Python integers, shape (images, logits)
+
+        Raises
+        ------
+        FormatError
+            If there are more or fewer replies than promised, one is no ciphertext of the plan's output level, was not
+            computed under this key, or holds integers that no valid image makes.
+        """
+        plan = self.plan
+        if len(replies) != len(self._moduli) * plan.outputs:
+            expected = f"{len(self._moduli) * plan.outputs}, one for each logit and plaintext modulus"
+            raise FormatError("reply", f"{len(replies)} ciphertexts came; expected {expected}")
+        residues = []
+        for number, holder in enumerate(self._moduli):
+            mine = replies[number * plan.outputs : (number + 1) * plan.outputs]
+            slots = np.stack([holder.decrypt(reply, plan.output_level).reshape(-1) for reply in mine])
+            if (slots != slots[:, np.arange(plan.images) % images]).any():
+                raise FormatError(
+                    "reply", "the copies of a logit disagree; it was not computed from what this key encrypted"
+                )
+            residues.append(slots[:, :images].T)
+        # With a full batch there are no copies: then it is the size that tells, for under another key it is random.
+        logits = combine(residues, plan.plain_moduli)
+        if (abs(logits) > plan.largest_logit).any():
+            raise FormatError("reply", f"a logit exceeds {plan.largest_logit}, which no valid image can make it do")
+        return logits
+
+    def decrypt(self, replies: Sequence[bytes], images: int) -> Array:
+        """Decrypt the service's replies to logits in the network's units, shape (images, logits)."""
+        logits: Array = (self.decrypt_integers(replies, images) / self.plan.output_scale).astype(np.float64)
+        return logits

@@ -66,6 +66,16 @@ class BfvBatchLinear:
                 "remove it and count its bias into the next layer"
             )
 
+    @property
+    def polynomials(self) -> int:
+        """Polynomials of each input."""
+        return 3 if self.relinearise else 2
+
+    @property
+    def rescales(self) -> int:
+        """How many primes are divided out at the end."""
+        return self.level - self.next_level
+
 
 @dataclass(frozen=True)
 class BfvBatchSquare:
@@ -158,6 +168,16 @@ class PublicBfvBatchPlan:
         """Number of ciphertexts of each plaintext modulus that come back, one for each logit."""
         return len(self.labels)
 
+    @property
+    def input_ciphertexts(self) -> int:
+        """Ciphertexts of a request: those of the first plaintext modulus, then of the second, and so on."""
+        return len(self.plain_moduli) * self.inputs
+
+    @property
+    def output_ciphertexts(self) -> int:
+        """Ciphertexts of a reply, ordered alike."""
+        return len(self.plain_moduli) * self.outputs
+
     def pack(self, images: npt.ArrayLike) -> Numbers:
         """Round images and lay them into slots, shape (images, …) -> (inputs, 2, slots).
 
@@ -239,3 +259,18 @@ class BfvBatchPlan:
     def parameters(self) -> Parameters:
         """Degree and modulus chain."""
         return self.public.parameters
+
+    @property
+    def relinearisation_levels(self) -> tuple[int, ...]:
+        """Levels at which something is relinearised, highest first."""
+        return tuple(sorted({step.level for step in self.steps if step.relinearise}, reverse=True))
+
+    @property
+    def linears(self) -> tuple[BfvBatchLinear, ...]:
+        """The affine maps in order."""
+        return tuple(step for step in self.steps if isinstance(step, BfvBatchLinear))
+
+    @property
+    def squares(self) -> tuple[BfvBatchSquare, ...]:
+        """The squares in order; number i stands between the affine maps i and i + 1."""
+        return tuple(step for step in self.steps if isinstance(step, BfvBatchSquare))

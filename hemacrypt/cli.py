@@ -74,16 +74,19 @@ def plan(
         raise PlanError("a precision is chosen for CKKS only: under BFV integers are exact; leave it out")
     if scheme == "bfv":
         from hemacrypt.planner.bfv import plan_bfv_bundle
-        from hemacrypt.planner.bfv_report import describe_bfv, show_bfv
+        from hemacrypt.planner.bfv_batch import plan_bfv_batch_bundle
+        from hemacrypt.planner.bfv_report import ExactPlan, describe_bfv, show_bfv
 
-        exact = plan_bfv_bundle(
-            Bundle.read(bundle or bundle_path()),
-            images=images,
-            plain_moduli=_integers(plain_moduli),
-            degree=degree,
-            magnitudes=magnitudes,
-            key_budget=budget,
-        )
+        read, moduli = Bundle.read(bundle or bundle_path()), _integers(plain_moduli)
+        exact: ExactPlan
+        if images > 2:
+            if degree is not None or budget is not None:
+                raise PlanError("a batch's degree is chosen, and it has few keys; leave out --degree and the budget")
+            exact = plan_bfv_batch_bundle(read, plain_moduli=moduli, magnitudes=magnitudes)
+        else:
+            exact = plan_bfv_bundle(
+                read, images=images, plain_moduli=moduli, degree=degree, magnitudes=magnitudes, key_budget=budget
+            )
         if as_json:
             print(json.dumps(describe_bfv(exact), indent=2))
         else:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemacrypt.batch_plan import BatchPlan
+from hemacrypt.bfv_batch_plan import BfvBatchPlan
 from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.engines.base import Engine, ExactEngine
 from hemacrypt.engines.clear import ClearEngine
@@ -13,7 +14,9 @@ from hemacrypt.errors import PlanError
 from hemacrypt.plan import Plan
 
 if TYPE_CHECKING:
+    from hemacrypt.engines.bfv_batch_seal import BfvBatchSealEngine
     from hemacrypt.engines.vector.batch import BatchEngine
+    from hemacrypt.engines.vector.exact_batch import BfvBatchEngine
 
 __all__ = [
     "DEFAULT_ENGINE",
@@ -25,6 +28,7 @@ __all__ = [
     "check_engine",
     "encrypted_bfv_engine",
     "encrypted_engine",
+    "exact_batch_engine",
 ]
 
 # Names of the engines that work on ciphertexts; `clear` never serves requests.
@@ -108,6 +112,36 @@ def encrypted_bfv_engine(name: str, plan: BfvPlan, threads: int = 1) -> ExactEng
         raise PlanError(f"the engine 'vector' needs Numba: pip install 'hemacrypt[service]' ({error})") from None
 
     return BfvVectorEngine(plan, threads)
+
+
+def exact_batch_engine(name: str, plan: BfvBatchPlan, threads: int = 1) -> BfvBatchEngine | BfvBatchSealEngine:
+    """Make the engine of a name for exact batches.
+
+    Parameters
+    ----------
+    name:
+        One of `ENCRYPTED_ENGINES`.
+    plan:
+        The plan, weights included.
+    threads:
+        How many threads share one batch; `seal` has one in any case.
+
+    Raises
+    ------
+    PlanError
+        If there is no such engine, or what it needs is not installed.
+    """
+    check_engine(name)
+    if name == "seal":
+        from hemacrypt.engines.bfv_batch_seal import BfvBatchSealEngine
+
+        return BfvBatchSealEngine(plan)
+    try:
+        from hemacrypt.engines.vector.exact_batch import BfvBatchEngine
+    except ImportError as error:
+        raise PlanError(f"batches need Numba: pip install 'hemacrypt[service]' ({error})") from None
+
+    return BfvBatchEngine(plan, threads)
 
 
 def batch_engine(plan: BatchPlan, threads: int = 1) -> BatchEngine:

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import tenseal.sealapi as seal
 
 from hemacrypt import sealformat, sealio
-from hemacrypt.bfv_plan import BfvLinear, PublicBfvPlan
+from hemacrypt.bfv_plan import BfvLinear
 from hemacrypt.engines.base import Engine
-from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys
+from hemacrypt.evaluation_keys import AnyPublicPlan, EvaluationKeys, LevelKeys
 from hemacrypt.network import ComplexArray
-from hemacrypt.plan import JOIN_FACTOR, KeyGroup, LinearStep, Parameters, Plan, PublicPlan, SquareStep, Turn
+from hemacrypt.plan import JOIN_FACTOR, KeyGroup, LinearStep, Parameters, Plan, SquareStep, Turn
 from hemacrypt.sealio import Context, SealObject
 
 
@@ -91,7 +91,7 @@ class SealKeys:
         return self._contexts[level]
 
 
-def load_keys(keys: EvaluationKeys, public: PublicPlan | PublicBfvPlan, contexts: dict[int, Context]) -> SealKeys:
+def load_keys(keys: EvaluationKeys, public: AnyPublicPlan, contexts: dict[int, Context]) -> SealKeys:
     """Check a client's evaluation keys and load them for contexts by level; see `Engine.load_keys`."""
     loaded = SealKeys(public.parameters, contexts)
     for group, serialised in keys.grouped(public):

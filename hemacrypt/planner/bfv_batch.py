@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from hemacrypt.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan, BfvBatchSquare, BfvBatchStep, PublicBfvBatchPlan
 from hemacrypt.bfv_plan import BfvSquare, centred
+from hemacrypt.bundle import Bundle
 from hemacrypt.errors import PlanError
 from hemacrypt.network import CollapsedNetwork
 from hemacrypt.plan import KeyGroup, Parameters
@@ -36,6 +37,12 @@ class _Candidate:
     budgets: tuple[float, ...]
     milliseconds: float
     price: float
+
+
+def plan_bfv_batch_bundle(bundle: Bundle, **options: Any) -> BfvBatchPlan:
+    """Plan exact batches for a bundle's network; options as in `plan_bfv_batch`."""
+    manifest = bundle.manifest
+    return plan_bfv_batch(bundle.network, manifest.name, manifest.labels, manifest.preprocessing.digest, **options)
 
 
 def plan_bfv_batch(

@@ -7,12 +7,21 @@ from typing import Any
 
 from rich.console import Console
 
+from hemacrypt.bfv_batch_plan import (
+    BfvBatchLinear,
+    BfvBatchPlan,
+    BfvBatchSquare,
+    BfvBatchStep,
+    PublicBfvBatchPlan,
+)
 from hemacrypt.bfv_plan import BfvLinear, BfvPlan, BfvStep
 from hemacrypt.planner import costs
 from hemacrypt.planner.report import full_ciphertext_bytes, seeded_ciphertext_bytes, table
 
+ExactPlan = BfvPlan | BfvBatchPlan
 
-def describe_bfv(plan: BfvPlan) -> dict[str, Any]:
+
+def describe_bfv(plan: ExactPlan) -> dict[str, Any]:
     """Return an exact plan as plain values: no weights, everything else that explains it.
 
     Magnitudes come as bits, sign included: what integers need for any input in range, and on calibration data.
@@ -23,11 +32,11 @@ def describe_bfv(plan: BfvPlan) -> dict[str, Any]:
     steps = [
         {
             "name": step.name,
-            "kind": "affine" if isinstance(step, BfvLinear) else "square",
+            "kind": "affine" if _affine(step) else "square",
             "level": step.level,
             "next_level": step.next_level,
             "modulus_bits": round(parameters.bits_at(step.level), 1),
-            "weight_scale": next(scales, None) if isinstance(step, BfvLinear) else None,
+            "weight_scale": next(scales, None) if _affine(step) else None,
             "largest_value": float(largest),
             "bits": bits_of(largest),
             "measured_bits": None if seen is None else bits_of(seen),
@@ -35,16 +44,18 @@ def describe_bfv(plan: BfvPlan) -> dict[str, Any]:
             "inputs": step.inputs,
             "outputs": step.outputs,
             "rotations": _rotations(step),
-            "multiplications": len(step.diagonals) if isinstance(step, BfvLinear) else step.inputs,
-            "estimated_ms": round(costs.exact_step_ms(parameters, step, len(moduli)), 1),
+            "multiplications": _products(step),
+            "estimated_ms": _step_ms(plan, step),
         }
         for step, largest, seen, budget in zip(
             plan.steps, plan.step_magnitudes, measured, plan.noise_budgets, strict=True
         )
     ]
-    top, uploads, replies = parameters.top_level, public.input_ciphertexts, public.output_ciphertexts
+    level = public.input_level if isinstance(public, PublicBfvBatchPlan) else parameters.top_level
+    uploads, replies = public.input_ciphertexts, public.output_ciphertexts
     return {
         "scheme": "bfv",
+        "layout": "batch" if isinstance(plan, BfvBatchPlan) else "latency",
         "model": public.model,
         "plan_id": public.plan_id,
         "degree": parameters.degree,
@@ -64,12 +75,9 @@ def describe_bfv(plan: BfvPlan) -> dict[str, Any]:
         "images": public.images,
         "output_level": public.output_level,
         "keys": [group._asdict() for group in public.keys],
-        "estimated_ms": {
-            "vector": round(costs.exact_ms(parameters, plan.steps, len(moduli)), 1),
-            "seal": round(costs.exact_ms(parameters, plan.steps, len(moduli), costs.SEAL), 1),
-        },
+        "estimated_ms": _estimates(plan),
         "bytes": {
-            "upload": uploads * seeded_ciphertext_bytes(parameters, top),
+            "upload": uploads * seeded_ciphertext_bytes(parameters, level),
             "reply": replies * full_ciphertext_bytes(parameters, public.output_level),
             "evaluation_keys": round(costs.key_bytes(parameters, public.keys)),
         },
@@ -77,12 +85,13 @@ def describe_bfv(plan: BfvPlan) -> dict[str, Any]:
     }
 
 
-def show_bfv(plan: BfvPlan, console: Console) -> None:
+def show_bfv(plan: ExactPlan, console: Console) -> None:
     """Print an exact plan for people."""
     told = describe_bfv(plan)
     moduli = ", ".join(map(str, told["plain_moduli"]))
+    what = "BFV" if told["layout"] == "latency" else "BFV batches"
     console.print(
-        f"[bold]{told['model']}[/]: BFV, degree N = {told['degree']}, two rows of {told['slots']} slots, "
+        f"[bold]{told['model']}[/]: {what}, degree N = {told['degree']}, two rows of {told['slots']} slots, "
         f"{len(told['data_primes'])} data primes and a special one, {told['modulus_bits']} bits, 128-bit security; "
         f"plaintext moduli {moduli} ({told['plain_bits']:.1f} bits)",
         highlight=False,
@@ -114,7 +123,7 @@ def show_bfv(plan: BfvPlan, console: Console) -> None:
                 f"{step['inputs']} → {step['outputs']}",
                 str(step["rotations"]),
                 str(step["multiplications"]),
-                f"{step['estimated_ms']:.1f}",
+                "" if step["estimated_ms"] is None else f"{step['estimated_ms']:.1f}",
             )
             for step in told["steps"]
         ],
@@ -127,8 +136,8 @@ def show_bfv(plan: BfvPlan, console: Console) -> None:
     console.print(
         f"Integers are exact; logits need {told['logit_bits']} bits ({told['magnitudes']}). Rounding the network makes "
         f"logits deviate by {told['quantisation_error']:.2g} at most where every value is at its peak (one standard "
-        f"deviation), far less on ordinary images. About {told['estimated_ms']['vector']:.0f} ms on one core for "
-        f"{told['images']} image{'s' * (told['images'] > 1)}; with SEAL {told['estimated_ms']['seal']:.0f} ms."
+        f"deviation), far less on ordinary images. On one core for {told['images']} image{'s' * (told['images'] > 1)}, "
+        f"about: {', '.join(f'{name} {ms:.0f} ms' for name, ms in told['estimated_ms'].items())}."
     )
     for reason in told["reasons"]:
         console.print(f"· {reason}", highlight=False)
@@ -139,8 +148,40 @@ def bits_of(largest: int) -> int:
     return largest.bit_length() + 1
 
 
-def _rotations(step: BfvStep) -> int:
+def _affine(step: BfvStep | BfvBatchStep) -> bool:
+    return isinstance(step, BfvLinear | BfvBatchLinear)
+
+
+def _rotations(step: BfvStep | BfvBatchStep) -> int:
     if not isinstance(step, BfvLinear):
         return 0
     giants = sum(len(giants) - 1 for giants in step.giants)
     return len(step.copies) - step.inputs + giants + sum(map(len, step.turns)) * step.outputs
+
+
+def _products(step: BfvStep | BfvBatchStep) -> int:
+    if isinstance(step, BfvLinear):
+        return len(step.diagonals)
+    return len(step.weights) if isinstance(step, BfvBatchLinear) else step.inputs
+
+
+def _step_ms(plan: ExactPlan, step: BfvStep | BfvBatchStep) -> float | None:
+    if isinstance(step, BfvBatchLinear | BfvBatchSquare):
+        return None
+    return round(costs.exact_step_ms(plan.parameters, step, len(plan.public.plain_moduli)), 1)
+
+
+def _estimates(plan: ExactPlan) -> dict[str, float]:
+    """Return the milliseconds of an engine whose squares are its own, of one that leaves them to SEAL, and of SEAL."""
+    if isinstance(plan, BfvBatchPlan):
+        return {"vector": round(plan.estimated_ms, 1)}
+    count, parameters = len(plan.public.plain_moduli), plan.parameters
+    maps = [step for step in plan.steps if isinstance(step, BfvLinear)]
+    squares = [step for step in plan.steps if not isinstance(step, BfvLinear)]
+    fast, slow = (costs.exact_ms(parameters, maps, count, primitives) for primitives in (costs.VECTOR, costs.SEAL))
+    own, theirs = (costs.exact_ms(parameters, squares, count, primitives) for primitives in (costs.VECTOR, costs.SEAL))
+    return {
+        "vector": round(fast + own, 1),
+        "vector, squares by seal": round(fast + theirs, 1),
+        "seal": round(slow + theirs, 1),
+    }

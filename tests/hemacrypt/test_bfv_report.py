@@ -6,16 +6,21 @@ import io
 import json
 
 import pytest
+import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
+from hemacrypt import cli
 from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.bundle import Bundle
-from hemacrypt.cli import application
 from hemacrypt.embedded import bundle_path
 from hemacrypt.errors import PlanError
 from hemacrypt.planner.bfv import plan_bfv_bundle
+from hemacrypt.planner.bfv_batch import plan_bfv_batch_bundle
 from hemacrypt.planner.bfv_report import bits_of, describe_bfv, show_bfv
+
+COMMAND = typer.Typer()
+COMMAND.command()(cli.plan)
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +51,32 @@ def test_bits_count_the_sign() -> None:
 
 def test_the_command_takes_what_the_planner_takes() -> None:
     asked = ["--degree", "16384", "--plain-moduli", "957181001729,957181034497", "--magnitudes", "measured"]
-    done = CliRunner().invoke(application(), ["plan", "--scheme", "bfv", "--json", *asked])
+    done = CliRunner().invoke(COMMAND, ["--scheme", "bfv", "--json", *asked])
     assert done.exit_code == 0
     told = json.loads(done.stdout)
     assert (told["scheme"], told["degree"], told["plain_moduli"]) == ("bfv", 16384, [957181001729, 957181034497])
 
 
+def test_a_batch_is_explained_too() -> None:
+    done = CliRunner().invoke(COMMAND, ["--scheme", "bfv", "--images", "5000", "--json"])
+    assert done.exit_code == 0
+    told = json.loads(done.stdout)
+    assert (told["layout"], told["images"], len(told["plain_moduli"])) == ("batch", 8192, 3)
+    assert [step["rotations"] for step in told["steps"]] == [0] * 5
+    output = io.StringIO()
+    show_bfv(plan_bfv_batch_bundle(Bundle.read(bundle_path())), Console(file=output, width=300))
+    assert "BFV batches" in output.getvalue()
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
-    [(["--scheme", "bfv", "--plain-moduli", "7,x"], "expected integers"), (["--degree", "8192"], "add --scheme bfv")],
+    [
+        (["--scheme", "bfv", "--plain-moduli", "7,x"], "expected integers"),
+        (["--degree", "8192"], "add --scheme bfv"),
+        (["--scheme", "bfv", "--images", "3", "--degree", "8192"], "leave out --degree"),
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options: list[str], reason: str) -> None:
-    done = CliRunner().invoke(application(), ["plan", *options])
+    done = CliRunner().invoke(COMMAND, [*options])
     assert isinstance(done.exception, PlanError)
     assert reason in str(done.exception)

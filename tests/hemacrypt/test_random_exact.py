@@ -31,7 +31,8 @@ def test_integers_come_out_exactly(squares: int, seed: int) -> None:
         plan = plan_bfv(drawn.network, images=images)
     except PlanError as refusal:
         # What is refused needs more bits, or more noise budget, than the largest secure modulus has; or has no weights.
-        assert re.search(r"bits|budget|only zero weights|nothing but its padding|memory|GB", str(refusal))
+        if not re.search(r"bits|budget|only zero weights|nothing but its padding|memory|GB", str(refusal)):
+            raise
         return
     planned.add((squares, seed))
     holder = BfvKeyHolder(plan.public, None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tenseal.sealapi as seal
@@ -17,6 +17,7 @@ import tenseal.sealapi as seal
 from hemacrypt import sealformat, sealio
 from hemacrypt.bfv_plan import BfvLinear, BfvPlan, BfvSquare, Integers
 from hemacrypt.engines.base import ExactEngine
+from hemacrypt.engines.vector import turns
 from hemacrypt.engines.vector.layers import (
     SEAL_MINOR,
     Intake,
@@ -33,8 +34,14 @@ from hemacrypt.engines.vector.layers import (
 )
 from hemacrypt.engines.vector.ntt import Words
 from hemacrypt.engines.vector.ring import Ring
-from hemacrypt.engines.vector.scaling import Scaling, square_exact, to_coefficients_all, to_values_all
-from hemacrypt.engines.vector.team import Team
+from hemacrypt.engines.vector.scaling import (
+    Scaling,
+    scaled_square,
+    square_exact,
+    to_coefficients_all,
+    to_values_all,
+)
+from hemacrypt.engines.vector.team import Team, meet
 from hemacrypt.errors import PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys
 
@@ -162,12 +169,8 @@ class _Run:
             if isinstance(step, BfvLinear):
                 self._memory.reserve_affine(step, self._degree)
                 continue
-            self._memory.reserve("lowered", 2, step.level + 1, self._degree)
-            self._memory.reserve("product", 3, step.level + 1, self._degree)
             for modulus in moduli:
-                others = len(modulus.scalings[step.level].tables[0])
-                self._memory.reserve("other", 2, others, self._degree)
-                self._memory.reserve("other product", 3, others, self._degree)
+                reserve_square(self._memory, step.level, modulus.scalings[step.level], self._degree)
 
     def evaluate(self, number: int, inputs: Sequence[sealformat.Residues], keys: VectorKeys) -> list[Words]:
         """Evaluate all steps modulo one plaintext modulus on checked ciphertexts.
@@ -198,7 +201,7 @@ class _Run:
             for place, step in enumerate(self._plan.steps):
                 side = "values odd" if place % 2 else "values even"
                 out = self._memory.array(side, step.outputs, 2, step.next_level + 1, self._degree)
-                worker = _Part(self._rings[step.level], self._memory, self._team, part, keys.levels[step.level])
+                worker = ExactPart(self._rings[step.level], self._memory, self._team, part, keys.levels[step.level])
                 if isinstance(step, BfvLinear):
                     worker.linear(modulus.layers[place], value, out)
                 else:
@@ -219,18 +222,43 @@ class _Run:
         self._team.barrier()
 
 
-class _Part(Part):
+def reserve_square(memory: Memory, level: int, scaling: Scaling, degree: int) -> None:
+    """Make room for what `ExactPart.square` works with."""
+    others = len(scaling.tables[0])
+    memory.reserve("lowered", 2, level + 1, degree)
+    memory.reserve("product", 3, level + 1, degree)
+    memory.reserve("other", 2, others, degree)
+    memory.reserve("other product", 3, others, degree)
+
+
+class ExactPart(Part):
     """What one thread of a team does in one step of BFV."""
 
     def square(self, scaling: Scaling, values: Words, out: Words) -> None:
         """Square, relinearise and switch down; values (inputs, 2, k, N), out (inputs, 2, primes that are left, N)."""
-        key, others = self.switches.together((1,)), len(scaling.tables[0])
+        constants, room = self._scaling(scaling)
+        key, product = self.switches.together((1,)), self.memory.array("product", 3, self.primes, self.degree)
+        for value, result in zip(values, out, strict=True):
+            self.all(square_exact(value, constants, *key, room, product, result, *self.common))
+
+    def square_only(self, scaling: Scaling, value: Words, out: Words) -> None:
+        """Square one ciphertext, shape (2, k, N), and leave three polynomials, shape (3, k, N)."""
+        constants, room = self._scaling(scaling)
+        _, _, tables, words, part, parts = self.common
+        self.all(scaled_square(value, constants, room, out, tables, words, part, parts))
+        to_values_all(out, tables, part, parts)
+        self.all(meet(words, parts))
+
+    def relinearise(self, value: Words, out: Words) -> None:
+        """Bring three polynomials, shape (3, k, N), back to two and switch down, shape (2, primes that are left, N)."""
+        self.all(turns.relinearise(value, *self.switches.together((1,)), out, *self.common))
+
+    def _scaling(self, scaling: Scaling) -> tuple[tuple[Any, ...], tuple[Words, ...]]:
+        """Return what squares take of a scaling, and their working memory."""
+        others = len(scaling.tables[0])
         room = (
             self.memory.array("lowered", 2, self.primes, self.degree),
             self.memory.array("other", 2, others, self.degree),
-            self.memory.array("product", 3, self.primes, self.degree),
             self.memory.array("other product", 3, others, self.degree),
         )
-        constants = (scaling.tables, scaling.extend, scaling.scale, scaling.shrink)
-        for value, result in zip(values, out, strict=True):
-            self.all(square_exact(value, constants, *key, room, result, *self.common))
+        return (scaling.tables, scaling.extend, scaling.scale, scaling.shrink), room

@@ -36,7 +36,7 @@ Numbers = npt.NDArray[np.int64]
 
 
 # Keys and automorphisms by Galois element.
-_LevelKeys = tuple[dict[int, Words], dict[int, npt.NDArray[np.int32]]]
+LevelSwitches = tuple[dict[int, Words], dict[int, npt.NDArray[np.int32]]]
 
 
 class Switches:
@@ -125,7 +125,7 @@ def load_keys(keys: EvaluationKeys, public: PublicPlan | PublicBfvPlan, rings: d
     FormatError
         If they do not fit the plan.
     """
-    levels: dict[int, _LevelKeys] = {}
+    levels: dict[int, LevelSwitches] = {}
     for group, serialised in keys.grouped(public):
         parameters = public.parameters.truncated(group.level)
         ring = rings.get(group.level) or Ring(parameters)
@@ -134,14 +134,14 @@ def load_keys(keys: EvaluationKeys, public: PublicPlan | PublicBfvPlan, rings: d
             found[1] = sealformat.read_relinearisation_key(serialised.relinearisation, parameters)
         if group.elements:
             found |= sealformat.read_galois_keys(serialised.galois, parameters, group.elements)
-        levels[group.level] = _expanded(ring, found)
-    return _by_level(levels, public.parameters)
+        levels[group.level] = expanded(ring, found)
+    return VectorKeys(by_level(levels, public.parameters))
 
 
 def blank_keys(public: PublicPlan | PublicBfvPlan, rings: dict[int, Ring]) -> VectorKeys:
     """Return keys that are zero, to warm up with."""
     parameters = public.parameters
-    levels: dict[int, _LevelKeys] = {}
+    levels: dict[int, LevelSwitches] = {}
     for group in public.keys:
         ring = rings.get(group.level) or Ring(parameters.truncated(group.level))
         primes = (*parameters.data_primes[: group.level + 1], parameters.special_prime)
@@ -150,19 +150,19 @@ def blank_keys(public: PublicPlan | PublicBfvPlan, rings: dict[int, Ring]) -> Ve
         key, order = switching_key(ring, [component] * (group.level + 1)), ring.automorphism(1)
         elements = (*([1] if group.relinearise else []), *group.elements)
         levels[group.level] = dict.fromkeys(elements, key), dict.fromkeys(elements, order)
-    return _by_level(levels, parameters)
+    return VectorKeys(by_level(levels, parameters))
 
 
-def _by_level(levels: dict[int, _LevelKeys], parameters: Parameters) -> VectorKeys:
+def by_level(levels: dict[int, LevelSwitches], parameters: Parameters) -> dict[int, Switches]:
     """Let the keys of every level serve all lower ones."""
     found: dict[int, Switches] = {}
     above: Switches | None = None
     for level in range(parameters.top_level, -1, -1):
         above = found[level] = Switches(*levels.get(level, ({}, {})), level + 1, parameters.degree, above)
-    return VectorKeys(found)
+    return found
 
 
-def _expanded(ring: Ring, found: dict[int, list[sealformat.Residues]]) -> _LevelKeys:
+def expanded(ring: Ring, found: dict[int, list[sealformat.Residues]]) -> LevelSwitches:
     """Expand keys, given by their Galois elements."""
     orders = {element: ring.automorphism(element) for element in found}
     keys: dict[int, Words] = {}

@@ -213,32 +213,31 @@ def to_values_all(values: Any, tables: Any, part: Any, parts: Any) -> None:
 
 
 @kernel
-def square_exact(
-    value: Any, scaling: Any, key: Any, order: Any, room: Any, out: Any, sides: Any, work: Any, tables: Any, words: Any,
-    part: Any, parts: Any,
-) -> Any:  # fmt: skip
-    """Square a BFV ciphertext, relinearise it and switch it down.
+def scaled_square(
+    value: Any, scaling: Any, room: Any, product: Any, tables: Any, words: Any, part: Any, parts: Any
+) -> Any:
+    """Square a BFV ciphertext, without relinearisation.
 
     Parameters
     ----------
-    value, out:
-        In NTT form, shapes (2, k, N) and (2, primes that are left, N); the latter is written.
+    value:
+        In NTT form, shape (2, k, N).
     scaling:
         Fields of `Scaling`.
-    key, order:
-        The relinearisation key and the order that changes nothing, as in `kernels.rotate_add`.
     room:
-        Working memory: the ciphertext as coefficients, in base B, and products in both bases; shapes (2, k, N),
-        (2, b, N), (3, k, N), (3, b, N).
-    sides, work, words:
-        As in `turns.affine`.
+        Working memory: the ciphertext as coefficients, in base B, and the product there; shapes (2, k, N), (2, b, N),
+        (3, b, N).
+    product:
+        Written: coefficients, shape (3, k, N).
+    words:
+        The team's words; see `team.meet`.
 
     Returns
     -------
     Whether all parts came to every barrier.
     """
     other_tables, extend, scale, shrink = scaling
-    coefficients, other, product, other_product = room
+    coefficients, other, other_product = room
     lower(value[0], coefficients[0], tables, False, part, parts)
     lower(value[1], coefficients[1], tables, False, part, parts)
     square(value, product, tables, part, parts)
@@ -261,7 +260,28 @@ def square_exact(
     if not meet(words, parts):
         return False
     convert(other_product, shrink, product, product, part, parts)
-    if not meet(words, parts):
+    return meet(words, parts)
+
+
+@kernel
+def square_exact(
+    value: Any, scaling: Any, key: Any, order: Any, room: Any, product: Any, out: Any, sides: Any, work: Any,
+    tables: Any, words: Any, part: Any, parts: Any,
+) -> Any:  # fmt: skip
+    """Square a BFV ciphertext, relinearise it and switch it down; see `scaled_square`.
+
+    Parameters
+    ----------
+    key, order:
+        The relinearisation key and the order that changes nothing, as in `kernels.rotate_add`.
+    product:
+        Working memory, shape (3, k, N).
+    out:
+        Written: in NTT form, shape (2, primes that are left, N).
+    sides, work:
+        As in `turns.affine`.
+    """
+    if not scaled_square(value, scaling, room, product, tables, words, part, parts):
         return False
     to_values_all(product[:2], tables, part, parts)
     raise_all(product[2], tables, part, parts)
