@@ -5,6 +5,7 @@ This is the only module of Hemacrypt that ever holds a secret key.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ import tenseal.sealapi as seal
 
 from hemacrypt import sealformat, sealio
 from hemacrypt.batch_plan import PublicBatchPlan
+from hemacrypt.bfv_batch_plan import PublicBfvBatchPlan
+from hemacrypt.bfv_plan import PublicBfvPlan, combine, pack_rows, read_rows
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys
 from hemacrypt.network import Array, ComplexArray
@@ -89,6 +92,14 @@ class KeyHolder(_SecretKey):
     def serving_batches(self, plan: PublicBatchPlan) -> BatchKeyHolder:
         """Return a holder of the same secret key for batches, whose plan has the same parameters."""
         return BatchKeyHolder(plan, self.secret_bytes())
+
+    def serving_exact(self, plan: PublicBfvPlan) -> BfvKeyHolder:
+        """Return a holder of the same secret key for exact evaluation, whose plan has the same parameters."""
+        return BfvKeyHolder(plan, self.secret_bytes())
+
+    def serving_exact_batches(self, plan: PublicBfvBatchPlan) -> BfvBatchKeyHolder:
+        """Return a holder of the same secret key for exact batches, whose plan has the same parameters."""
+        return BfvBatchKeyHolder(plan, self.secret_bytes())
 
     def encrypt(self, images: npt.ArrayLike) -> list[bytes]:
         """Encrypt preprocessed images, as many as the plan takes at once.
@@ -248,3 +259,236 @@ class BatchKeyHolder(_SecretKey):
         checked = sealformat.check_ciphertext(reply, plan.parameters, plan.output_level, plan.output_scale, self._minor)
         self._decryptor.decrypt(sealio.load(seal.Ciphertext(), self._context, checked), plain)
         return np.array(self._encoder.decode_double(plain))
+
+
+class _Modulus:
+    """What encrypts and decrypts under one plaintext modulus: the secret key under that modulus' name."""
+
+    def __init__(self, parameters: Parameters, level: int, plain_modulus: int, secret: bytes) -> None:
+        # Fresh ciphertexts have the top level, so a shorter chain makes shorter ones; SEAL's names are the same.
+        parameters, secret = parameters.truncated(level), sealio.truncated_secret(secret, parameters, level)
+        self._parameters, self._modulus = parameters, plain_modulus
+        self._minor = sealio.seal_minor_version()
+        self._context = sealio.make_context(parameters, plain_modulus)
+        renamed = sealio.truncated_secret(secret, parameters, parameters.top_level, plain_modulus)
+        key = sealio.load(seal.SecretKey(), self._context, renamed)
+        self._encoder = seal.BatchEncoder(self._context)
+        self._encryptor = seal.Encryptor(self._context, key)
+        self._decryptor = seal.Decryptor(self._context, key)
+
+    def encrypt(self, rows: npt.NDArray[np.int64]) -> bytes:
+        """Encrypt both rows of one ciphertext, shape (2, slots)."""
+        plain = sealio.encode_rows(self._encoder, rows, self._modulus)
+        return sealio.dump(self._encryptor.encrypt_symmetric(plain))
+
+    def decrypt(self, reply: bytes, level: int) -> npt.NDArray[np.int64]:
+        """Check and decrypt a ciphertext from the wire; both rows modulo the plaintext modulus, shape (2, slots)."""
+        checked = sealformat.check_ciphertext(reply, self._parameters, level, 1.0, self._minor, self._modulus)
+        plain = seal.Plaintext()
+        self._decryptor.decrypt(sealio.load(seal.Ciphertext(), self._context, checked), plain)
+        return np.array(self._encoder.decode_uint64(plain), dtype=np.int64).reshape(2, -1)
+
+
+class BfvKeyHolder(_SecretKey):
+    """The same for exact evaluation under BFV, one ciphertext for each plaintext modulus.
+
+    The secret key and the evaluation keys are those of CKKS (see `hemacrypt.bfv_plan`).
+
+    Parameters
+    ----------
+    plan:
+        The public plan that everything is for.
+    secret:
+        A secret key serialised by `secret_bytes`; a new one is generated when there is none.
+
+    Raises
+    ------
+    PlanError
+        If SEAL rejects the plan's parameters.
+    FormatError
+        If the secret key is for other parameters.
+    """
+
+    def __init__(self, plan: PublicBfvPlan, secret: bytes | None = None) -> None:
+        super().__init__(plan.parameters, plan.keys, secret)
+        self.plan = plan
+        key = self.secret_bytes()
+        top = plan.parameters.top_level
+        self._moduli = [_Modulus(plan.parameters, top, modulus, key) for modulus in plan.plain_moduli]
+
+    def __repr__(self) -> str:
+        return f"BfvKeyHolder(model={self.plan.model!r}, degree={self.plan.parameters.degree})"
+
+    def encrypt(self, images: npt.ArrayLike) -> list[bytes]:
+        """Quantise and encrypt preprocessed images, as many as the plan takes at once.
+
+        Parameters
+        ----------
+        images:
+            Shape (channels, height, width) for one, (images, channels, height, width) for several.
+
+        Returns
+        -------
+        list of bytes
+            Seeded symmetric ciphertexts at the plan's top level: all of the first plaintext modulus, then of the next.
+
+        Raises
+        ------
+        PlanError
+            If the images do not fit the plan or hold numbers that are not finite or out of range.
+        """
+        plan = self.plan
+        scaled = np.rint(np.asarray(images, dtype=np.float64) * plan.input_scale)
+        room = min(math.prod(plan.plain_moduli) / 2, 2.0**53)
+        if not (scaled.size and np.abs(scaled).max() < room):
+            raise PlanError("the image holds values that are no finite numbers of moderate size; preprocess it first")
+        rows = pack_rows(plan.input_layout, scaled)
+        return [modulus.encrypt(content) for modulus in self._moduli for content in rows]
+
+    def decrypt_integers(self, replies: Sequence[bytes]) -> npt.NDArray[np.object_]:
+        """Decrypt the service's reply to the integers that the quantised network has for logits.
+
+        Parameters
+        ----------
+        replies:
+            Ciphertexts straight from the wire.
+
+        Returns
+        -------
+        array of Python integers, shape (images, logits)
+
+        Raises
+        ------
+        FormatError
+            If the reply is not as many ciphertexts of the plan's output level as it promises, was not computed under
+            this key, or holds integers that no valid image makes.
+        """
+        plan = self.plan
+        if len(replies) != plan.output_ciphertexts:
+            raise FormatError("reply", f"{len(replies)} ciphertexts; expected {plan.output_ciphertexts}")
+        each, residues = plan.output_layout.ciphertexts, []
+        for number, holder in enumerate(self._moduli):
+            mine = replies[number * each : (number + 1) * each]
+            residues.append(self._residues(np.stack([holder.decrypt(reply, plan.output_level) for reply in mine])))
+        logits = combine(residues, plan.plain_moduli)
+        if (abs(logits) > plan.largest_logit).any():
+            raise FormatError("reply", f"a logit exceeds {plan.largest_logit}, which no valid image can make it do")
+        return logits
+
+    def decrypt(self, replies: Sequence[bytes]) -> Array:
+        """Decrypt the service's reply to logits in the network's units, shape (images, logits); see `decrypt_integers`.
+
+        Exactly the integers of `decrypt_integers`, divided by the plan's output scale.
+        """
+        logits: Array = (self.decrypt_integers(replies) / self.plan.output_scale).astype(np.float64)
+        return logits
+
+    def _residues(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Read logits modulo one plaintext modulus from rows (ciphertexts, 2, slots), shape (images, logits).
+
+        All copies of a logit are equal and no other slot holds anything, or the reply was computed from something else:
+        with another key, or too much noise, every slot is a random number.
+        """
+        layout = self.plan.output_layout
+        copies = read_rows(layout, rows)
+        used = pack_rows(layout, np.ones((self.plan.images, len(self.plan.labels)))) != 0
+        if (copies != copies[:, :1]).any() or rows[~used].any():
+            raise FormatError(
+                "reply", "the copies of a logit disagree; it was not computed from what this key encrypted"
+            )
+        found: npt.NDArray[np.int64] = copies[:, 0].astype(np.int64)
+        return found
+
+
+class BfvBatchKeyHolder(_SecretKey):
+    """The same for exact batches: up to N images at once, one ciphertext for each value and plaintext modulus.
+
+    Parameters
+    ----------
+    plan:
+        The public plan that everything is for.
+    secret:
+        A secret key serialised by `secret_bytes`; a new one is generated when there is none.
+
+    Raises
+    ------
+    PlanError
+        If SEAL rejects the plan's parameters.
+    FormatError
+        If the secret key is for other parameters.
+    """
+
+    def __init__(self, plan: PublicBfvBatchPlan, secret: bytes | None = None) -> None:
+        super().__init__(plan.parameters, plan.keys, secret)
+        self.plan = plan
+        key, level = self.secret_bytes(), plan.input_level
+        self._moduli = [_Modulus(plan.parameters, level, modulus, key) for modulus in plan.plain_moduli]
+
+    def __repr__(self) -> str:
+        return f"BfvBatchKeyHolder(model={self.plan.model!r}, degree={self.plan.parameters.degree})"
+
+    def encrypt(self, images: npt.ArrayLike) -> Iterator[bytes]:
+        """Quantise and encrypt preprocessed images, one ciphertext after the other.
+
+        Parameters
+        ----------
+        images:
+            Shape (images, channels, height, width); at most as many as both rows have slots.
+
+        Yields
+        ------
+        bytes
+            Seeded symmetric ciphertexts at the plan's input level: all inputs in the plan's order for the first
+            plaintext modulus, then for the next.
+
+        Raises
+        ------
+        PlanError
+            If the images do not fit the plan or hold numbers that cannot be encrypted.
+        """
+        rows = self.plan.pack(images)
+        return (modulus.encrypt(content) for modulus in self._moduli for content in rows)
+
+    def decrypt_integers(self, replies: Sequence[bytes], images: int) -> npt.NDArray[np.object_]:
+        """Decrypt the service's replies to the integers that the quantised network has for logits.
+
+        Parameters
+        ----------
+        replies:
+            Straight from the wire.
+        images:
+            How many images were in the batch.
+
+        Returns
+        -------
+        array of Python integers, shape (images, logits)
+
+        Raises
+        ------
+        FormatError
+            If there are more or fewer replies than promised, one is no ciphertext of the plan's output level, was not
+            computed under this key, or holds integers that no valid image makes.
+        """
+        plan = self.plan
+        if len(replies) != len(self._moduli) * plan.outputs:
+            expected = f"{len(self._moduli) * plan.outputs}, one for each logit and plaintext modulus"
+            raise FormatError("reply", f"{len(replies)} ciphertexts came; expected {expected}")
+        residues = []
+        for number, holder in enumerate(self._moduli):
+            mine = replies[number * plan.outputs : (number + 1) * plan.outputs]
+            slots = np.stack([holder.decrypt(reply, plan.output_level).reshape(-1) for reply in mine])
+            if (slots != slots[:, np.arange(plan.images) % images]).any():
+                raise FormatError(
+                    "reply", "the copies of a logit disagree; it was not computed from what this key encrypted"
+                )
+            residues.append(slots[:, :images].T)
+        # With a full batch there are no copies: then it is the size that tells, for under another key it is random.
+        logits = combine(residues, plan.plain_moduli)
+        if (abs(logits) > plan.largest_logit).any():
+            raise FormatError("reply", f"a logit exceeds {plan.largest_logit}, which no valid image can make it do")
+        return logits
+
+    def decrypt(self, replies: Sequence[bytes], images: int) -> Array:
+        """Decrypt the service's replies to logits in the network's units, shape (images, logits)."""
+        logits: Array = (self.decrypt_integers(replies, images) / self.plan.output_scale).astype(np.float64)
+        return logits

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemacrypt.batch_plan import BatchLinear, BatchPlan, Numbers
+from hemacrypt.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
 
 # Values that are brought to the next layer at once. More share a reduction, fewer take less memory.
 CHUNK: Final = 192
@@ -75,7 +76,7 @@ class LayerSchedule:
     largest: int
 
 
-def make_schedule(plan: BatchPlan) -> tuple[LayerSchedule, ...]:
+def make_schedule(plan: BatchPlan | BfvBatchPlan) -> tuple[LayerSchedule, ...]:
     """Arrange the work of every layer."""
     arriving = _pieces(np.array(plan.public.input_order, dtype=np.int64))
     layers: list[LayerSchedule] = []
@@ -86,7 +87,7 @@ def make_schedule(plan: BatchPlan) -> tuple[LayerSchedule, ...]:
     return tuple(layers)
 
 
-def memory_bytes(plan: BatchPlan, layers: Sequence[LayerSchedule], threads: int) -> int:
+def memory_bytes(plan: BatchPlan | BfvBatchPlan, layers: Sequence[LayerSchedule], threads: int) -> int:
     """Return how many bytes of working arrays an evaluation takes at most, inputs and outputs on the wire not counted.
 
     Parameters
@@ -98,7 +99,8 @@ def memory_bytes(plan: BatchPlan, layers: Sequence[LayerSchedule], threads: int)
     """
     degree, primes = plan.parameters.degree, len(plan.parameters.data_primes)
     total = sum(2 * (level + 1) * (level + 2) * degree for level in plan.relinearisation_levels)  # keys
-    for linear, layer in zip(plan.linears, layers, strict=True):
+    linears: Sequence[BatchLinear | BfvBatchLinear] = plan.linears
+    for linear, layer in zip(linears, layers, strict=True):
         values = linear.polynomials * (linear.level + 1) * degree
         total += (layer.open + layer.largest) * values
         total += 4 * len(linear.weights)  # weights, columns and what describes them
@@ -111,7 +113,7 @@ def _pieces(values: Numbers) -> list[Numbers]:
     return [values[start : start + CHUNK] for start in range(0, len(values), CHUNK)]
 
 
-def _layer(linear: BatchLinear, arriving: Sequence[Numbers]) -> LayerSchedule:
+def _layer(linear: BatchLinear | BfvBatchLinear, arriving: Sequence[Numbers]) -> LayerSchedule:
     chunk_of = np.empty(linear.inputs, dtype=np.int64)
     index_of = np.empty(linear.inputs, dtype=np.int64)
     for number, inputs in enumerate(arriving):

@@ -1,8 +1,8 @@
-"""The plan of an exact batch: one value of the network in each ciphertext, one image in each of N slots.
+"""The plan of an exact batch: one value of the network in each ciphertext, one image in each slot of both rows.
 
-CryptoNets' own layout and scheme. As in `hemacrypt.batch_plan` nothing is rotated and a weight is a constant: under BFV
-an integer that multiplies the noise by itself alone, not by the plaintext modulus. So only squares cost much noise
-budget, and fewer, larger plaintext moduli serve. Both rows hold images: N of them, twice as many as under CKKS.
+`hemacrypt.batch_plan` with BFV in the place of CKKS: a weight is an integer, the same in all slots, so an affine map is
+an integer matrix times ciphertexts and multiplies their noise by no more than its weights. Plaintext moduli can
+therefore be larger, and fewer, than where diagonals are encoded (`hemacrypt.bfv_plan`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hemacrypt.batch_plan import LARGEST_ROW, LARGEST_WEIGHT, Numbers
-from hemacrypt.bfv_plan import check_plain_moduli
+from hemacrypt.bfv_plan import Integers, check_plain_moduli
 from hemacrypt.errors import PlanError
 from hemacrypt.plan import KeyGroup, Parameters, check_key_groups
 
 
 @dataclass(frozen=True, eq=False)
 class BfvBatchLinear:
-    """An affine map as an integer matrix; then relinearisation, if it waited so long; then modulus switches.
+    """An affine map as an integer matrix, then modulus switches.
 
     Attributes
     ----------
@@ -37,9 +37,7 @@ class BfvBatchLinear:
     rows, columns, weights:
         The entries of the matrix that are not zero, shape (entries,) each.
     bias:
-        int64, shape (plaintext moduli, outputs), reduced to (-t/2, t/2]; added to all slots after the switches.
-    relinearise:
-        Whether the input has three polynomials, which the sums are brought back from.
+        int64, shape (plaintext moduli, outputs), reduced to (-t/2, t/2).
     """
 
     name: str
@@ -50,13 +48,16 @@ class BfvBatchLinear:
     rows: Numbers
     columns: Numbers
     weights: Numbers
-    bias: Numbers
-    relinearise: bool
+    bias: Integers
+
+    # What `hemacrypt.batch_schedule` and engines ask of both schemes: squares are relinearised at once.
+    polynomials = 2
+    relinearise = False
 
     def __post_init__(self) -> None:
+        absolute = np.abs(self.weights)
         if not len(self.rows) == len(self.columns) == len(self.weights) or self.bias.shape[1:] != (self.outputs,):
             raise PlanError(f"{self.name}: entries or biases are missing; plan the network again")
-        absolute = np.abs(self.weights)
         sums = np.bincount(self.rows, absolute.astype(np.float64), self.outputs)
         if absolute.max(initial=0) >= LARGEST_WEIGHT or sums.max() > LARGEST_ROW:
             raise PlanError(f"{self.name}: integer weights add up to {sums.max():.3g}; at most {LARGEST_ROW} fit")
@@ -66,10 +67,15 @@ class BfvBatchLinear:
                 "remove it and count its bias into the next layer"
             )
 
+    @property
+    def rescales(self) -> int:
+        """How many primes are divided out at the end."""
+        return self.level - self.next_level
+
 
 @dataclass(frozen=True)
 class BfvBatchSquare:
-    """Square every value; relinearise unless the next affine map does; switch down.
+    """Square every value, relinearise, switch down.
 
     Attributes
     ----------
@@ -77,15 +83,14 @@ class BfvBatchSquare:
         Level of the input and of the output.
     inputs:
         Number of values.
-    relinearise:
-        Whether relinearisation follows at once; without it nothing is switched.
     """
 
     level: int
     next_level: int
-    inputs: int
-    relinearise: bool
     name: str = "square"
+    inputs: int = 0
+
+    relinearise = True
 
     @property
     def outputs(self) -> int:
@@ -102,16 +107,15 @@ class PublicBfvBatchPlan:
 
     Attributes
     ----------
-    model, labels, parameters, preprocessing_digest:
-        As in `hemacrypt.batch_plan.PublicBatchPlan`.
-    plain_moduli, input_scale, output_scale, largest_logit, proven, quantisation_error:
+    model, labels, parameters, plain_moduli, keys, largest_logit, proven, quantisation_error, preprocessing_digest:
         As in `hemacrypt.bfv_plan.PublicBfvPlan`.
     input_order:
         Ciphertext k of each plaintext modulus holds input value ``input_order[k]``.
     input_level, output_level:
         Levels of the fresh ciphertexts and of the replies.
-    keys:
-        Relinearisation keys that the service needs, highest level first.
+    input_scale, output_scale:
+        An input value v is sent as the integer nearest to ``v * input_scale``; a logit n stands for
+        ``n / output_scale``.
     """
 
     model: str
@@ -131,13 +135,13 @@ class PublicBfvBatchPlan:
 
     def __post_init__(self) -> None:
         check_plain_moduli(self.plain_moduli, self.parameters)
-        check_key_groups(self.parameters, self.keys)
         if sorted(self.input_order) != list(range(len(self.input_order))) or not self.input_order:
             raise PlanError("the input order does not name every value once; ask the service for its plan again")
         if not 0 <= self.output_level <= self.input_level <= self.parameters.top_level:
             raise PlanError(
                 f"levels {self.input_level} and {self.output_level} do not descend from {self.parameters.top_level}"
             )
+        check_key_groups(self.parameters, self.keys)
         if not 0 < 2 * self.largest_logit < math.prod(self.plain_moduli):
             raise PlanError(f"logits up to {self.largest_logit} do not fit the plaintext moduli; take one more")
         if not (0 < self.input_scale < math.inf and 0 < self.output_scale < math.inf):
@@ -160,45 +164,47 @@ class PublicBfvBatchPlan:
 
     @property
     def input_ciphertexts(self) -> int:
-        """Ciphertexts of a request: those of the first plaintext modulus, then of the second, and so on."""
+        """Ciphertexts of a request, all plaintext moduli together."""
         return len(self.plain_moduli) * self.inputs
 
     @property
     def output_ciphertexts(self) -> int:
-        """Ciphertexts of a reply, ordered alike."""
+        """Ciphertexts of a reply, all plaintext moduli together."""
         return len(self.plain_moduli) * self.outputs
 
-    def pack(self, images: npt.ArrayLike) -> Numbers:
-        """Round images and lay them into slots, shape (images, …) -> (inputs, 2, slots).
+    def pack(self, images: npt.ArrayLike) -> Integers:
+        """Quantise images and lay them into slots.
 
-        Slot s of both rows, one behind the other, holds image s modulo the number of images.
+        Parameters
+        ----------
+        images:
+            Shape (images, …) with one image's values in all further axes.
+
+        Returns
+        -------
+        int64 array
+            Shape (inputs, 2, slots), in the order of sending. Slot s, both rows counted through, holds image s modulo
+            the number of images, so that whoever decrypts can see that copies agree.
 
         Raises
         ------
         PlanError
-            If there is no image, there are more than slots, or they have another size.
+            If there is no image, there are more than slots, they have another size, or hold numbers that are not
+            finite or out of range.
         """
         given = np.asarray(images, dtype=np.float64)
-        if given.ndim < 2 or not 1 <= len(given) <= self.images or given[0].size != self.inputs:
+        if given.ndim < 2 or not 1 <= len(given) <= self.images:
             raise PlanError(
                 f"got images of shape {given.shape}; expected 1 to {self.images} of {self.inputs} values: split batches"
             )
-        integers = np.rint(given.reshape(len(given), -1) * self.input_scale).astype(np.int64)
-        ordered = integers.T[list(self.input_order)][:, np.arange(self.images) % len(given)]
-        return ordered.reshape(self.inputs, 2, -1)
-
-    def unpack(self, rows: npt.NDArray[np.generic], images: int) -> npt.NDArray[np.generic]:
-        """Read logits from slots, shape (outputs, 2, slots) -> (images, outputs).
-
-        Raises
-        ------
-        PlanError
-            If the slots are not those of all logits, or the images cannot have been in one batch.
-        """
-        expected = (self.outputs, 2, self.parameters.slots)
-        if rows.shape != expected or not 1 <= images <= self.images:
-            raise PlanError(f"got slots of shape {rows.shape} for {images} images; expected {expected}")
-        return rows.reshape(self.outputs, -1)[:, :images].T.copy()
+        flat = given.reshape(len(given), -1)
+        if flat.shape[1] != self.inputs:
+            raise PlanError(f"got images of {flat.shape[1]} values; this plan reads {self.inputs}: preprocess them")
+        scaled = np.rint(flat * self.input_scale)
+        if not np.abs(scaled).max() < min(math.prod(self.plain_moduli) / 2, 2.0**53):
+            raise PlanError("the images hold values that are no finite numbers of moderate size; preprocess them first")
+        laid = scaled.astype(np.int64).T[list(self.input_order)][:, np.arange(self.images) % len(flat)]
+        return laid.reshape(self.inputs, 2, -1)
 
     @cached_property
     def plan_id(self) -> str:
@@ -222,7 +228,7 @@ class PublicBfvBatchPlan:
 
 @dataclass(frozen=True, eq=False)
 class BfvBatchPlan:
-    """How a batch of images runs through one quantised network, weights included; stays with the model's owner.
+    """How a batch runs through one quantised network under BFV, weights included.
 
     Attributes
     ----------
@@ -230,7 +236,11 @@ class BfvBatchPlan:
         The half that clients receive.
     steps:
         Linear, Square, Linear, …
-    noise_budgets, step_magnitudes, step_measured, reasons, weight_scales:
+    noise_budgets:
+        Predicted bits of noise budget that are left after each step.
+    weight_scales:
+        What the weights of each affine map were multiplied by before they were rounded.
+    step_magnitudes, step_measured, reasons:
         As in `hemacrypt.bfv_plan.BfvPlan`.
     estimated_ms:
         Predicted milliseconds on one core for a whole batch, however many of its slots are used.
@@ -239,13 +249,28 @@ class BfvBatchPlan:
     public: PublicBfvBatchPlan
     steps: tuple[BfvBatchStep, ...]
     noise_budgets: tuple[float, ...]
-    step_magnitudes: tuple[int, ...]
-    step_measured: tuple[int, ...] | None
-    reasons: tuple[str, ...]
     weight_scales: tuple[float, ...]
-    estimated_ms: float
+    step_magnitudes: tuple[int, ...]
+    step_measured: tuple[int, ...] | None = None
+    reasons: tuple[str, ...] = ()
+    estimated_ms: float = 0.0
 
     @property
     def parameters(self) -> Parameters:
         """Degree and modulus chain."""
         return self.public.parameters
+
+    @property
+    def relinearisation_levels(self) -> tuple[int, ...]:
+        """Levels at which something is relinearised, highest first."""
+        return tuple(sorted({step.level for step in self.squares}, reverse=True))
+
+    @property
+    def linears(self) -> tuple[BfvBatchLinear, ...]:
+        """The affine maps in order."""
+        return tuple(step for step in self.steps if isinstance(step, BfvBatchLinear))
+
+    @property
+    def squares(self) -> tuple[BfvBatchSquare, ...]:
+        """The squares in order; number i stands between the affine maps i and i + 1."""
+        return tuple(step for step in self.steps if isinstance(step, BfvBatchSquare))

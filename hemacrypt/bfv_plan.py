@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -257,6 +258,25 @@ def centred(values: npt.ArrayLike, modulus: int) -> Integers:
     reduced = np.asarray(values, dtype=object) % modulus
     found: Integers = np.where(reduced > modulus // 2, reduced - modulus, reduced).astype(np.int64)
     return found
+
+
+def combine(residues: Sequence[npt.NDArray[np.generic]], moduli: Iterable[int]) -> npt.NDArray[np.object_]:
+    """Put residues together by the Chinese remainder theorem, centred around zero: Python integers.
+
+    Parameters
+    ----------
+    residues:
+        One array for each modulus, all of one shape.
+    moduli:
+        Distinct primes.
+    """
+    listed = tuple(moduli)
+    product = math.prod(listed)
+    total = np.zeros(np.shape(residues[0]), dtype=object)
+    for residue, modulus in zip(residues, listed, strict=True):
+        others = product // modulus
+        total = (total + np.asarray(residue).astype(object) * (others * pow(others, -1, modulus))) % product
+    return np.where(total > product // 2, total - product, total)
 
 
 def pack_rows(layout: Layout, values: npt.ArrayLike) -> Integers:

@@ -16,8 +16,12 @@ from typing import Final
 
 from hemacrypt import sealformat
 from hemacrypt.batch_plan import PublicBatchPlan
+from hemacrypt.bfv_batch_plan import PublicBfvBatchPlan
+from hemacrypt.bfv_plan import PublicBfvPlan
 from hemacrypt.errors import FormatError
 from hemacrypt.plan import KeyGroup, PublicPlan
+
+AnyPublicPlan = PublicPlan | PublicBatchPlan | PublicBfvPlan | PublicBfvBatchPlan
 
 _MAGIC: Final = b"HEMACRYPTKEYS2\0\0"
 _LENGTH: Final = struct.Struct("<Q")
@@ -98,7 +102,7 @@ class EvaluationKeys:
             raise FormatError("Galois keys", "the key set ends before them; upload it again")
         return cls(tuple(LevelKeys(*parts[index : index + 2]) for index in range(0, len(parts), 2)))
 
-    def grouped(self, plan: PublicPlan | PublicBatchPlan) -> list[tuple[KeyGroup, LevelKeys]]:
+    def grouped(self, plan: AnyPublicPlan) -> list[tuple[KeyGroup, LevelKeys]]:
         """Return the plan's groups with their keys, after making sure that nothing is missing or too many.
 
         Raises
@@ -121,7 +125,7 @@ def key_set_id(blob: bytes) -> str:
     return hashlib.sha256(blob).hexdigest()
 
 
-def largest_key_set(plan: PublicPlan | PublicBatchPlan) -> int:
+def largest_key_set(plan: AnyPublicPlan) -> int:
     """Return how many bytes a key set for a plan may have: what fully expanded, uncompressed keys would need."""
     total, slack = len(_MAGIC), 1 << 14
     for group in plan.keys:

@@ -537,6 +537,11 @@ class PublicPlan:
         return self.input_layout.images
 
     @property
+    def input_ciphertexts(self) -> int:
+        """How many ciphertexts a request consists of."""
+        return self.input_layout.ciphertexts
+
+    @property
     def galois_keys(self) -> int:
         """How many Galois keys there are in all."""
         return sum(len(group.elements) for group in self.keys)

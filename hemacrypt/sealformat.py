@@ -49,7 +49,8 @@ class Residues:
     Attributes
     ----------
     polynomials:
-        uint64, shape (1 or 2, primes, degree), in NTT form; every entry is below its prime.
+        uint64, shape (1 or 2, primes, degree), under CKKS in NTT form, under BFV coefficients; every entry is below its
+        prime.
     seed:
         64 bytes that the second polynomial expands from, when there is one only.
     """
@@ -165,7 +166,9 @@ def largest_ciphertext(parameters: Parameters, level: int | None = None) -> int:
     return HEADER.size + ciphertext_bytes(parameters, at, seeded=False) + _SLACK
 
 
-def check_ciphertext(data: bytes, parameters: Parameters, level: int, scale: float, minor: int) -> bytes:
+def check_ciphertext(
+    data: bytes, parameters: Parameters, level: int, scale: float, minor: int, plain_modulus: int = 0
+) -> bytes:
     """Check a ciphertext from the wire against what the plan demands.
 
     Parameters
@@ -173,9 +176,11 @@ def check_ciphertext(data: bytes, parameters: Parameters, level: int, scale: flo
     data:
         Serialised ciphertext, seeded or full.
     parameters, level, scale:
-        What it must be encrypted under.
+        What it must be encrypted under; the scale of BFV is 1.
     minor:
         Minor version of the SEAL that will load it.
+    plain_modulus:
+        Plaintext modulus of BFV, whose ciphertexts are in coefficient form; 0 for CKKS, where they are in NTT form.
 
     Returns
     -------
@@ -187,33 +192,38 @@ def check_ciphertext(data: bytes, parameters: Parameters, level: int, scale: flo
     FormatError
         If anything differs: length, parameters, level, scale, form, residues.
     """
-    body, _ = _read_ciphertext(data, parameters, level, scale, minor)
+    body, _ = _read_ciphertext(data, parameters, level, scale, minor, plain_modulus)
     return header(HEADER.size + len(body), minor) + body
 
 
-def read_ciphertext(data: bytes, parameters: Parameters, level: int, scale: float) -> Residues:
+def read_ciphertext(data: bytes, parameters: Parameters, level: int, scale: float, plain_modulus: int = 0) -> Residues:
     """Check a ciphertext from the wire and return its residues; see `check_ciphertext`."""
-    return _read_ciphertext(data, parameters, level, scale, 0)[1]
+    return _read_ciphertext(data, parameters, level, scale, 0, plain_modulus)[1]
 
 
 def _read_ciphertext(
-    data: bytes, parameters: Parameters, level: int, scale: float, minor: int
+    data: bytes, parameters: Parameters, level: int, scale: float, minor: int, plain_modulus: int
 ) -> tuple[bytearray, Residues]:
     body = bytearray(unwrap(data, ciphertext_bytes(parameters, level, seeded=False), "ciphertext"))
     reader = _Reader.over(body, "ciphertext", minor)
     primes = parameters.data_primes[: level + 1]
-    residues = _read_body(reader, parameters.parms_id(level), primes, scale, parameters)
+    residues = _read_body(reader, parameters.parms_id(level, plain_modulus), primes, scale, parameters, plain_modulus)
     reader.finish()
     return body, residues
 
 
 def _read_body(
-    reader: _Reader, parms_id: bytes, primes: tuple[int, ...], scale: float, parameters: Parameters
+    reader: _Reader,
+    parms_id: bytes,
+    primes: tuple[int, ...],
+    scale: float,
+    parameters: Parameters,
+    plain_modulus: int = 0,
 ) -> Residues:
     degree = parameters.degree
     got_id, ntt, size, got_degree, count_primes, got_scale, correction = reader.unpack(_CIPHERTEXT)
     if got_id != parms_id:
-        known = {parameters.parms_id(level): level for level in range(parameters.top_level + 1)}
+        known = {parameters.parms_id(level, plain_modulus): level for level in range(parameters.top_level + 1)}
         where = f"level {known[got_id]}" if got_id in known else "other parameters"
         raise FormatError("level", f"it belongs to {where}; expected {len(primes)} primes of the plan: follow GetModel")
     if (size, got_degree, count_primes) != (2, degree, len(primes)):
@@ -224,8 +234,9 @@ def _read_body(
         )
     if got_scale != scale:
         raise FormatError("scale", f"2^{_log2(got_scale)}; expected 2^{_log2(scale)} as the plan says")
-    if ntt != 1 or correction != 1:
-        raise FormatError("form", "it is not a CKKS ciphertext in NTT form")
+    if ntt != (0 if plain_modulus else 1) or correction != 1:
+        told = "BFV ciphertext in coefficient form" if plain_modulus else "CKKS ciphertext in NTT form"
+        raise FormatError("form", f"it is not a {told}")
     residues = _read_array(reader, degree, primes)
     if not residues.polynomials[-1].any():
         raise FormatError("residues", "a whole polynomial is zero, so nothing is encrypted")
@@ -355,23 +366,28 @@ def _read_key_set(
     return body, found
 
 
-def ciphertext_stream(residues: npt.NDArray[np.uint32], parameters: Parameters, scale: float, minor: int) -> bytes:
+def ciphertext_stream(
+    residues: npt.NDArray[np.uint32], parameters: Parameters, scale: float, minor: int, plain_modulus: int = 0
+) -> bytes:
     """Write a ciphertext as SEAL does, compressed.
 
     Parameters
     ----------
     residues:
-        In NTT form, shape (2, primes, degree).
+        Under CKKS in NTT form, under BFV coefficients; shape (2, primes, degree).
     parameters, scale:
-        What it is encrypted under; the level follows from the number of primes.
+        What it is encrypted under; the level follows from the number of primes. The scale of BFV is 1.
     minor:
         Minor version of SEAL to name in the headers.
+    plain_modulus:
+        Plaintext modulus of BFV, 0 for CKKS.
     """
     size, primes, degree = residues.shape
     words = residues.astype("<u8").tobytes()
     count = _COUNT.pack(residues.size)
+    name, ntt = parameters.parms_id(primes - 1, plain_modulus), 0 if plain_modulus else 1
     body = (
-        _CIPHERTEXT.pack(parameters.parms_id(primes - 1), 1, size, degree, primes, scale, 1)
+        _CIPHERTEXT.pack(name, ntt, size, degree, primes, scale, 1)
         + header(HEADER.size + len(count) + len(words), minor)
         + count
         + words
@@ -381,7 +397,36 @@ def ciphertext_stream(residues: npt.NDArray[np.uint32], parameters: Parameters, 
     return header(HEADER.size + len(compressed), minor, _ZSTD) + compressed
 
 
-def plaintext_stream(residues: npt.NDArray[np.uint64], parameters: Parameters, minor: int) -> bytes:
+def relabelled(data: bytes, largest: int, name: bytes, minor: int) -> bytes:
+    """Give an object of one scheme the name of the other's parameters; ring, primes and residues are the same.
+
+    SEAL's CKKS rotates and switches keys in NTT form, where affine maps are cheap; its BFV does so among coefficients
+    alone. Both do the same arithmetic, and check names only.
+
+    Parameters
+    ----------
+    data:
+        What the local SEAL saved, never from the wire: a ciphertext of scale 1, or a plaintext in NTT form.
+    largest:
+        Most bytes that it can have, decompressed.
+    name:
+        Its new parms_id; see `hemacrypt.plan.Parameters.parms_id`.
+    minor:
+        Minor version of the SEAL that will load it.
+
+    Returns
+    -------
+    bytes
+        An uncompressed stream for SEAL to load.
+    """
+    body = bytearray(unwrap(data, largest, "relabelled"))
+    body[: len(name)] = name
+    return header(HEADER.size + len(body), minor) + body
+
+
+def plaintext_stream(
+    residues: npt.NDArray[np.uint64], parameters: Parameters, minor: int, plain_modulus: int = 0
+) -> bytes:
     """Write a plaintext over all primes, the special one included, as SEAL does, uncompressed: a secret key is one.
 
     Parameters
@@ -392,10 +437,12 @@ def plaintext_stream(residues: npt.NDArray[np.uint64], parameters: Parameters, m
         What it belongs to.
     minor:
         Minor version of SEAL to name in the headers.
+    plain_modulus:
+        Plaintext modulus of BFV, 0 for CKKS.
     """
     words, count = residues.astype("<u8").tobytes(), _COUNT.pack(residues.size)
     array = header(HEADER.size + len(count) + len(words), minor) + count + words
-    body = parameters.parms_id() + count + struct.pack("<d", 1.0) + array
+    body = parameters.parms_id(None, plain_modulus) + count + struct.pack("<d", 1.0) + array
     return header(HEADER.size + len(body), minor) + body
 
 

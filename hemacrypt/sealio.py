@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import tenseal.sealapi as seal
 
 from hemacrypt import sealformat
@@ -92,33 +93,58 @@ def seal_minor_version() -> int:
     return int(sealformat.HEADER.unpack(written[: sealformat.HEADER.size])[3])
 
 
-def make_context(parameters: Parameters) -> Context:
+def make_context(parameters: Parameters, plain_modulus: int = 0) -> Context:
     """Build SEAL's context and make sure that SEAL agrees on every identifier and on 128-bit security.
+
+    Parameters
+    ----------
+    parameters:
+        Degree and modulus chain.
+    plain_modulus:
+        Plaintext modulus of BFV; 0 for CKKS.
 
     Raises
     ------
     PlanError
         If SEAL rejects the parameters or names a level otherwise than we do.
     """
-    encryption = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
+    encryption = seal.EncryptionParameters(seal.SCHEME_TYPE.BFV if plain_modulus else seal.SCHEME_TYPE.CKKS)
     encryption.set_poly_modulus_degree(parameters.degree)
     primes = (*parameters.data_primes, parameters.special_prime)
     encryption.set_coeff_modulus([seal.Modulus(prime) for prime in primes])
+    if plain_modulus:
+        encryption.set_plain_modulus(plain_modulus)
     context = seal.SEALContext(encryption, True, seal.SEC_LEVEL_TYPE.TC128)
     if not context.parameters_set():
         raise PlanError(f"SEAL rejects the parameters: {context.parameters_error_message()}; plan the network again")
     named = [
         (context.key_parms_id(), None),
         (context.first_parms_id(), parameters.top_level),
-        (context.last_parms_id(), 0),
+        (context.last_parms_id(), lowest_level(parameters, plain_modulus)),
     ]
     for words, level in named:
-        if words != parms_id_words(parameters.parms_id(level)):
+        if words != parms_id_words(parameters.parms_id(level, plain_modulus)):
             raise PlanError("this SEAL computes other parameter identifiers than SEAL 4; install tenseal >= 0.3.16")
     return context
 
 
-def truncated_secret(secret: bytes, parameters: Parameters, level: int) -> bytes:
+def lowest_level(parameters: Parameters, plain_modulus: int = 0) -> int:
+    """Return the lowest level whose modulus exceeds a plaintext modulus: SEAL's chain ends there.
+
+    Raises
+    ------
+    PlanError
+        If none does.
+    """
+    modulus = 1
+    for level, prime in enumerate(parameters.data_primes):
+        modulus *= prime
+        if modulus > plain_modulus:
+            return level
+    raise PlanError(f"plaintext modulus {plain_modulus} exceeds the whole modulus chain; plan the network again")
+
+
+def truncated_secret(secret: bytes, parameters: Parameters, level: int, plain_modulus: int = 0) -> bytes:
     """Cut a secret key to the primes q_0 … q_level and the special one: it is one small polynomial modulo each prime.
 
     Parameters
@@ -129,6 +155,8 @@ def truncated_secret(secret: bytes, parameters: Parameters, level: int) -> bytes
         The whole chain.
     level:
         Where keys made with the result will be used.
+    plain_modulus:
+        Plaintext modulus of the BFV that it shall decrypt; 0 for CKKS. The key that comes is one of CKKS.
 
     Raises
     ------
@@ -141,7 +169,31 @@ def truncated_secret(secret: bytes, parameters: Parameters, level: int) -> bytes
         raise FormatError("secret key", "it is for other parameters than the plan's; use the key made for this plan")
     words = np.frombuffer(body[-8 * count * degree :], dtype="<u8").reshape(count, degree)
     rows = words[[*range(level + 1), count - 1]]
-    return sealformat.plaintext_stream(rows, parameters.truncated(level), seal_minor_version())
+    return sealformat.plaintext_stream(rows, parameters.truncated(level), seal_minor_version(), plain_modulus)
+
+
+def encode_rows(encoder: SealObject, rows: npt.NDArray[np.int64], plain_modulus: int) -> SealObject:
+    """Return a BFV plaintext with these slots.
+
+    Parameters
+    ----------
+    encoder:
+        A ``seal.BatchEncoder``.
+    rows:
+        Integers of both rows, shape (2, slots); reduced here.
+    plain_modulus:
+        The encoder's plaintext modulus.
+    """
+    plain = seal.Plaintext()
+    encoder.encode((rows % plain_modulus).reshape(-1).tolist(), plain)
+    return plain
+
+
+def coefficients(plain: SealObject) -> npt.NDArray[np.int64]:
+    """Return the coefficients of a BFV plaintext, not in NTT form, in order, shape (count,)."""
+    count = plain.coeff_count()
+    body = sealformat.unwrap(dump(plain), 8 * count + (1 << 10), "plaintext")
+    return np.frombuffer(body[-8 * count :], dtype="<i8")
 
 
 def parms_id_words(identifier: bytes) -> list[int]:

@@ -6,22 +6,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemacrypt.batch_plan import BatchPlan
-from hemacrypt.engines.base import Engine
+from hemacrypt.bfv_batch_plan import BfvBatchPlan
+from hemacrypt.bfv_plan import BfvPlan
+from hemacrypt.engines.base import Engine, ExactEngine
 from hemacrypt.engines.clear import ClearEngine
 from hemacrypt.errors import PlanError
 from hemacrypt.plan import Plan
 
 if TYPE_CHECKING:
+    from hemacrypt.engines.bfv_batch_seal import BfvBatchSealEngine
     from hemacrypt.engines.vector.batch import BatchEngine
+    from hemacrypt.engines.vector.exact_batch import BfvBatchEngine
 
 __all__ = [
     "DEFAULT_ENGINE",
     "ENCRYPTED_ENGINES",
     "ClearEngine",
     "Engine",
+    "ExactEngine",
     "batch_engine",
     "check_engine",
+    "encrypted_bfv_engine",
     "encrypted_engine",
+    "exact_batch_engine",
 ]
 
 # Names of the engines that work on ciphertexts; `clear` never serves requests.
@@ -75,6 +82,66 @@ def encrypted_engine(
         raise PlanError(f"the engine 'vector' needs Numba: pip install 'hemacrypt[service]' ({error})") from None
 
     return VectorEngine(plan, threads, DiagonalCache(cache, cache_limit) if cache else None)
+
+
+def encrypted_bfv_engine(name: str, plan: BfvPlan, threads: int = 1) -> ExactEngine[Any]:
+    """Make the engine of a name for an exact plan.
+
+    Parameters
+    ----------
+    name:
+        One of `ENCRYPTED_ENGINES`.
+    plan:
+        The plan, weights included.
+    threads:
+        How many threads share one request; `seal` has one in any case.
+
+    Raises
+    ------
+    PlanError
+        If there is no such engine, or what it needs is not installed.
+    """
+    check_engine(name)
+    if name == "seal":
+        from hemacrypt.engines.bfv_seal import BfvSealEngine
+
+        return BfvSealEngine(plan)
+    try:
+        from hemacrypt.engines.vector.exact import BfvVectorEngine
+    except ImportError as error:
+        raise PlanError(f"the engine 'vector' needs Numba: pip install 'hemacrypt[service]' ({error})") from None
+
+    return BfvVectorEngine(plan, threads)
+
+
+def exact_batch_engine(name: str, plan: BfvBatchPlan, threads: int = 1) -> BfvBatchEngine | BfvBatchSealEngine:
+    """Make the engine of a name for exact batches.
+
+    Parameters
+    ----------
+    name:
+        One of `ENCRYPTED_ENGINES`.
+    plan:
+        The plan, weights included.
+    threads:
+        How many threads share one batch; `seal` has one in any case.
+
+    Raises
+    ------
+    PlanError
+        If there is no such engine, or what it needs is not installed.
+    """
+    check_engine(name)
+    if name == "seal":
+        from hemacrypt.engines.bfv_batch_seal import BfvBatchSealEngine
+
+        return BfvBatchSealEngine(plan)
+    try:
+        from hemacrypt.engines.vector.exact_batch import BfvBatchEngine
+    except ImportError as error:
+        raise PlanError(f"batches need Numba: pip install 'hemacrypt[service]' ({error})") from None
+
+    return BfvBatchEngine(plan, threads)
 
 
 def batch_engine(plan: BatchPlan, threads: int = 1) -> BatchEngine:

@@ -1,4 +1,4 @@
-"""What every engine does: a plan, keys and serialised ciphertexts in, serialised ciphertexts out."""
+"""What every engine does: a plan, keys and serialised ciphertexts in, serialised ciphertexts out; CKKS and BFV."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Generic, TypeVar
 
+from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.errors import FormatError
 from hemacrypt.evaluation_keys import EvaluationKeys
 from hemacrypt.plan import Plan
 
 Keys = TypeVar("Keys")
+AnyPlan = TypeVar("AnyPlan", Plan, BfvPlan)
 
 
-class Engine(ABC, Generic[Keys]):
+class BaseEngine(ABC, Generic[AnyPlan, Keys]):
     """Carries out one plan; prepares everything that does not depend on a request when it is made.
 
     Parameters
@@ -24,8 +26,8 @@ class Engine(ABC, Generic[Keys]):
 
     name: ClassVar[str]
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: AnyPlan) -> None:
+        self.plan: AnyPlan = plan
 
     @abstractmethod
     def load_keys(self, keys: EvaluationKeys) -> Keys:
@@ -44,8 +46,8 @@ class Engine(ABC, Generic[Keys]):
         Parameters
         ----------
         ciphertexts:
-            As many serialised ciphertexts as the plan's input layout has, straight from the wire; checked here before
-            anything else happens.
+            As many serialised ciphertexts as the plan demands, straight from the wire; checked before anything else
+            happens.
         keys:
             What `load_keys` returned, of this engine or of that of another plan with the same keys.
 
@@ -66,6 +68,14 @@ class Engine(ABC, Generic[Keys]):
         FormatError
             If not.
         """
-        expected = self.plan.public.input_layout.ciphertexts
+        expected = self.plan.public.input_ciphertexts
         if len(ciphertexts) != expected:
             raise FormatError("ciphertexts", f"{len(ciphertexts)} came; the plan lays its input over {expected}")
+
+
+class Engine(BaseEngine[Plan, Keys], Generic[Keys]):
+    """Carries out a plan for CKKS."""
+
+
+class ExactEngine(BaseEngine[BfvPlan, Keys], Generic[Keys]):
+    """Carries out a plan for BFV: integers, the same network for every plaintext modulus."""

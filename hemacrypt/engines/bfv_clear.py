@@ -6,15 +6,13 @@ here first. `hemacrypt.quantise` has the integers that must come out.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from hemacrypt.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
-from hemacrypt.bfv_plan import BfvLinear, BfvPlan, pack_rows, read_rows
+from hemacrypt.bfv_plan import BfvLinear, BfvPlan, combine, pack_rows, read_rows
 from hemacrypt.errors import PlanError
 from hemacrypt.plan import Turn
 
@@ -142,25 +140,6 @@ def turned(rows: Residues, turn: Turn) -> Residues:
     """Rotate both rows to the left and, where the turn conjugates, exchange them; shape (2, slots)."""
     rotated = np.roll(rows, -turn.step, axis=-1)
     return rotated[::-1] if turn.conjugate else rotated
-
-
-def combine(residues: Sequence[Residues], moduli: Iterable[int]) -> npt.NDArray[np.object_]:
-    """Put residues together by the Chinese remainder theorem, centred around zero: Python integers.
-
-    Parameters
-    ----------
-    residues:
-        One array for each modulus, all of one shape.
-    moduli:
-        Distinct primes.
-    """
-    listed = tuple(moduli)
-    product = math.prod(listed)
-    total = np.zeros(np.shape(residues[0]), dtype=object)
-    for residue, modulus in zip(residues, listed, strict=True):
-        others = product // modulus
-        total = (total + np.asarray(residue).astype(object) * (others * pow(others, -1, modulus))) % product
-    return np.where(total > product // 2, total - product, total)
 
 
 def _reduced(values: npt.NDArray[np.int64], modulus: int) -> Residues:

@@ -10,12 +10,13 @@ import numpy as np
 import tenseal.sealapi as seal
 
 from hemacrypt import sealformat, sealio
+from hemacrypt.bfv_plan import BfvLinear
 from hemacrypt.engines.base import Engine
 from hemacrypt.errors import PlanError
-from hemacrypt.evaluation_keys import EvaluationKeys
+from hemacrypt.evaluation_keys import AnyPublicPlan, EvaluationKeys
 from hemacrypt.network import ComplexArray
-from hemacrypt.plan import JOIN_FACTOR, LinearStep, Plan, SquareStep, Turn
-from hemacrypt.sealio import SealObject
+from hemacrypt.plan import JOIN_FACTOR, LinearStep, Parameters, Plan, SquareStep, Turn
+from hemacrypt.sealio import Context, SealObject
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,78 @@ class SealKeys:
 
     relinearisation: dict[int, SealObject]
     galois: dict[int, SealObject]
+
+
+def load_keys(keys: EvaluationKeys, public: AnyPublicPlan, contexts: dict[int, Context]) -> SealKeys:
+    """Check a client's evaluation keys and load them for contexts by level; see `Engine.load_keys`."""
+    loaded, minor = SealKeys({}, {}), sealio.seal_minor_version()
+    for group, serialised in keys.grouped(public):
+        parameters = public.parameters.truncated(group.level)
+        context = contexts.get(group.level) or sealio.make_context(parameters)
+        if group.relinearise:
+            checked = sealformat.check_relinearisation_key(serialised.relinearisation, parameters, minor)
+            loaded.relinearisation[group.level] = sealio.load(seal.RelinKeys(), context, checked)
+        if group.elements:
+            checked = sealformat.check_galois_keys(serialised.galois, parameters, group.elements, minor)
+            loaded.galois[group.level] = sealio.load(seal.GaloisKeys(), context, checked)
+    return loaded
+
+
+class Turner:
+    """Rotates ciphertexts in NTT form and sums products with diagonals: affine maps but for the rescale and the bias.
+
+    Parameters
+    ----------
+    parameters:
+        The modulus chain.
+    evaluators:
+        SEAL's, by level.
+    """
+
+    def __init__(self, parameters: Parameters, evaluators: dict[int, SealObject]) -> None:
+        self._parameters, self._evaluators = parameters, evaluators
+
+    def turned(self, level: int, value: SealObject, turn: Turn, keys: SealKeys) -> SealObject:
+        """Return a ciphertext turned."""
+        turned, element = seal.Ciphertext(), self._parameters.galois_element(*turn)
+        self._evaluators[level].apply_galois(value, element, keys.galois[level], turned)
+        return turned
+
+    def copies(self, step: LinearStep | BfvLinear, values: list[SealObject], keys: SealKeys) -> list[SealObject]:
+        """Return the rotated copies of a layer's input."""
+        copies = list(values)
+        for copy in step.copies[step.inputs :]:
+            copies.append(self.turned(step.level, copies[copy.parent], Turn(copy.step), keys))
+        return copies
+
+    def total(
+        self,
+        step: LinearStep | BfvLinear,
+        output: int,
+        copies: list[SealObject],
+        diagonals: list[SealObject],
+        keys: SealKeys,
+    ) -> SealObject:
+        """Return the sum of an output's products, turned as the plan says."""
+        evaluator, product, giants = self._evaluators[step.level], seal.Ciphertext(), step.giants[output]
+        total: SealObject = None
+        for number, terms in reversed(list(enumerate(giants))):
+            if total is not None and number < len(giants) - 1:
+                total = self.turned(step.level, total, Turn(step.giant_step), keys)
+            for term in terms:
+                if diagonals[term.diagonal].is_zero():
+                    continue  # weights that round to zero; SEAL refuses the product as transparent
+                target = seal.Ciphertext() if total is None else product
+                evaluator.multiply_plain(copies[term.copy], diagonals[term.diagonal], target)
+                if total is None:
+                    total = target
+                else:
+                    evaluator.add_inplace(total, product)
+        for group in step.turns:
+            turned = [self.turned(step.level, total, turn, keys) for turn in group]
+            for summand in turned:
+                evaluator.add_inplace(total, summand)
+        return total
 
 
 @dataclass(frozen=True)
@@ -48,6 +121,7 @@ class SealEngine(Engine[SealKeys]):
         self._minor = sealio.seal_minor_version()
         self._contexts = {step.level: sealio.make_context(parameters.truncated(step.level)) for step in plan.steps}
         self._evaluators = {level: seal.Evaluator(context) for level, context in self._contexts.items()}
+        self._turner = Turner(parameters, self._evaluators)
         self._encoder = seal.CKKSEncoder(self._contexts[parameters.top_level])
         self._encoded = {
             number: self._encode_layer(step) for number, step in enumerate(plan.steps) if isinstance(step, LinearStep)
@@ -62,17 +136,7 @@ class SealEngine(Engine[SealKeys]):
 
     def load_keys(self, keys: EvaluationKeys) -> SealKeys:
         """Check and load a client's evaluation keys; see `Engine.load_keys`."""
-        loaded = SealKeys({}, {})
-        for group, serialised in keys.grouped(self.plan.public):
-            parameters = self.plan.parameters.truncated(group.level)
-            context = self._contexts.get(group.level) or sealio.make_context(parameters)
-            if group.relinearise:
-                checked = sealformat.check_relinearisation_key(serialised.relinearisation, parameters, self._minor)
-                loaded.relinearisation[group.level] = sealio.load(seal.RelinKeys(), context, checked)
-            if group.elements:
-                checked = sealformat.check_galois_keys(serialised.galois, parameters, group.elements, self._minor)
-                loaded.galois[group.level] = sealio.load(seal.GaloisKeys(), context, checked)
-        return loaded
+        return load_keys(keys, self.plan.public, self._contexts)
 
     def evaluate(self, ciphertexts: Sequence[bytes], keys: SealKeys) -> list[bytes]:
         """Evaluate the network on one request; see `Engine.evaluate`."""
@@ -105,45 +169,18 @@ class SealEngine(Engine[SealKeys]):
         self._encoder.encode(values.tolist(), words, scale, plain)
         return plain
 
-    def _turned(self, level: int, value: SealObject, turn: Turn, keys: SealKeys) -> SealObject:
-        turned, element = seal.Ciphertext(), self.plan.parameters.galois_element(*turn)
-        self._evaluators[level].apply_galois(value, element, keys.galois[level], turned)
-        return turned
-
     def _linear(
         self, step: LinearStep, encoded: _Encoded, values: list[SealObject], keys: SealKeys
     ) -> list[SealObject]:
-        copies = list(values)
-        for copy in step.copies[step.inputs :]:
-            copies.append(self._turned(step.level, copies[copy.parent], Turn(copy.step), keys))
-        return [self._output(step, encoded, number, copies, keys) for number in range(step.outputs)]
-
-    def _output(
-        self, step: LinearStep, encoded: _Encoded, output: int, copies: list[SealObject], keys: SealKeys
-    ) -> SealObject:
-        evaluator, product, giants = self._evaluators[step.level], seal.Ciphertext(), step.giants[output]
-        total: SealObject = None
-        for number, terms in reversed(list(enumerate(giants))):
-            if total is not None and number < len(giants) - 1:
-                total = self._turned(step.level, total, Turn(step.giant_step), keys)
-            for term in terms:
-                if encoded.diagonals[term.diagonal].is_zero():
-                    continue  # weights that round to zero; SEAL refuses the product as transparent
-                target = seal.Ciphertext() if total is None else product
-                evaluator.multiply_plain(copies[term.copy], encoded.diagonals[term.diagonal], target)
-                if total is None:
-                    total = target
-                else:
-                    evaluator.add_inplace(total, product)
-        for group in step.turns:
-            turned = [self._turned(step.level, total, turn, keys) for turn in group]
-            for summand in turned:
-                evaluator.add_inplace(total, summand)
-        evaluator.rescale_to_next_inplace(total)
-        # The planned scale; what SEAL computed differs from it by a rounding of the last bit at most.
-        total.scale = step.output_scale
-        evaluator.add_plain_inplace(total, encoded.biases[output])
-        return total
+        copies, outputs = self._turner.copies(step, values, keys), []
+        for output, bias in enumerate(encoded.biases):
+            total = self._turner.total(step, output, copies, encoded.diagonals, keys)
+            self._evaluators[step.level].rescale_to_next_inplace(total)
+            # The planned scale; what SEAL computed differs from it by a rounding of the last bit at most.
+            total.scale = step.output_scale
+            self._evaluators[step.level].add_plain_inplace(total, bias)
+            outputs.append(total)
+        return outputs
 
     def _square(self, step: SquareStep, values: list[SealObject], keys: SealKeys) -> list[SealObject]:
         evaluator = self._evaluators[step.level]
@@ -168,7 +205,7 @@ class SealEngine(Engine[SealKeys]):
 
     def _parted(self, level: int, value: SealObject, keys: SealKeys) -> tuple[SealObject, SealObject]:
         """Return twice the real part, and twice i times the imaginary part."""
-        conjugated = self._turned(level, value, Turn(0, True), keys)
+        conjugated = self._turner.turned(level, value, Turn(0, True), keys)
         real, other = seal.Ciphertext(), seal.Ciphertext()
         self._evaluators[level].add(value, conjugated, real)
         self._evaluators[level].sub(value, conjugated, other)

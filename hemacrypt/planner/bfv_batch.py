@@ -1,8 +1,10 @@
-"""Planning exact batches: plaintext moduli, levels and where to relinearise, by predicted time.
+"""Planning exact batches: plaintext moduli and levels, by predicted time.
 
 Few large plaintext moduli need a long chain, many small ones are many evaluations. All numbers of moduli, all input
-levels, two places for the relinearisation and some switching policies are tried with the noise simulation; the cheapest
-that fits is taken.
+levels and some switching policies are tried with the noise simulation; the cheapest that fits is taken.
+
+A map multiplies noise by its integer weights. Fresh ciphertexts are independent; later ones come from squares, which
+multiply the noise of each by a polynomial of its own that is as good as random, so variances add up there as well.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ def plan_bfv_batch(
     found, chosen = _search(network, prepared, largest, plain_moduli, parameters)
     steps = _with_biases(found, quantised)
     order = np.arange(network.inputs).reshape(network.input_shape).transpose(1, 2, 0).reshape(-1)
-    levels = sorted({step.level for step in steps if step.relinearise}, reverse=True)
+    levels = sorted({step.level for step in steps if isinstance(step, BfvBatchSquare)}, reverse=True)
     public = PublicBfvBatchPlan(
         model=name,
         labels=tuple(labels) if labels is not None else tuple(f"logit {i}" for i in range(network.outputs)),
@@ -99,7 +101,7 @@ def plan_bfv_batch(
         noise_budgets=found.budgets,
         step_magnitudes=quantised.largest,
         step_measured=quantised.measured,
-        reasons=_reasons(public, steps, found),
+        reasons=_reasons(public),
         weight_scales=quantised.weight_scales,
         estimated_ms=found.milliseconds,
     )
@@ -110,7 +112,7 @@ def _prepared(quantised: QuantisedNetwork) -> tuple[BfvBatchStep, ...]:
     steps: list[BfvBatchStep] = []
     for number, layer in enumerate(quantised.layers):
         if number:
-            steps.append(BfvBatchSquare(0, 0, layer.inputs, True))
+            steps.append(BfvBatchSquare(0, 0, inputs=layer.inputs))
         rows, columns, weights = layer.entries()
         steps.append(
             BfvBatchLinear(
@@ -123,7 +125,6 @@ def _prepared(quantised: QuantisedNetwork) -> tuple[BfvBatchStep, ...]:
                 columns=columns.astype(np.int64),
                 weights=weights.astype(np.int64),
                 bias=np.zeros((0, layer.outputs), dtype=np.int64),
-                relinearise=False,
             )
         )
     return tuple(steps)
@@ -166,8 +167,8 @@ def _candidates(
     for moduli in wanted:
         model = BfvNoiseModel(parameters, max(moduli))
         for level in range(parameters.top_level + 1):
-            ways = [(late, policy) for late in (False, True) for policy in _POLICIES]
-            fitting = [found for way in ways if (found := _levelled(prepared, gains, model, level, *way)) is not None]
+            tried = (_levelled(prepared, gains, model, level, policy) for policy in _POLICIES)
+            fitting = [found for found in tried if found is not None]
             for steps, budgets in fitting:
                 milliseconds = len(moduli) * _milliseconds(steps, parameters)
                 price = milliseconds + len(moduli) * _bytes(steps, parameters) * BYTE_MS
@@ -188,28 +189,19 @@ def _levelled(
     gains: Sequence[float],
     model: BfvNoiseModel,
     level: int,
-    late: bool,
     policy: float,
 ) -> tuple[tuple[BfvBatchStep, ...], tuple[float, ...]] | None:
     """Give steps their levels, and return the budget after each; None if the budget does not suffice."""
     noise, steps, budgets = model.fresh, [], []
     for number, (step, gain) in enumerate(zip(prepared, gains, strict=True)):
         last, affine = number == len(prepared) - 1, isinstance(step, BfvBatchLinear)
-        if affine:
-            relinearise = late and number > 0
-            noise = noise.times(gain) + (model.key_switch(level) if relinearise else 0.0)
-        else:
-            relinearise = not late
-            noise = model.square(BfvSquare(level, level, 1), [noise])[0]
-        target: int | None = level
-        if last:
-            target = bfv.reply_level(model, [noise], level)
-        elif affine or relinearise:
-            target = bfv.next_level(model, [noise], level, policy)
+        noise = noise.times(gain) if affine else model.square(BfvSquare(level, level, 1), [noise])[0]
+        reply = bfv.reply_level(model, [noise], level)
+        target = reply if last else bfv.next_level(model, [noise], level, policy)
         if target is None:
             return None
         noise = model.switched(noise, level, target) + (1 / 4 if affine else 0.0)
-        steps.append(replace(step, level=level, next_level=target, relinearise=relinearise))
+        steps.append(replace(step, level=level, next_level=target))
         budgets.append(model.budget(noise, target))
         level = target
     return tuple(steps), tuple(budgets)
@@ -221,12 +213,10 @@ def _milliseconds(steps: Sequence[BfvBatchStep], parameters: Parameters) -> floa
     for step in steps:
         primes = step.level + 1
         if isinstance(step, BfvBatchLinear):
-            total += costs.Counts(products=len(step.weights) * (3 if step.relinearise else 2) * primes)
+            total += costs.Counts(products=len(step.weights) * 2 * primes)
         else:
-            total += costs.exact_tensor(step.level) * step.inputs
-        if step.relinearise:
             switch = costs.decompose(step.level) + costs.rotate(step.level) + costs.fold(step.level) * 2
-            total += switch * step.outputs
+            total += (costs.exact_tensor(step.level) + switch) * step.inputs
         total += costs.Counts(transforms=2 * primes * (step.level - step.next_level)) * step.outputs
     return costs.VECTOR.milliseconds(total, parameters.degree)
 
@@ -236,8 +226,7 @@ def _bytes(steps: Sequence[BfvBatchStep], parameters: Parameters) -> int:
     return sent + steps[-1].outputs * full_ciphertext_bytes(parameters, steps[-1].next_level)
 
 
-def _reasons(public: PublicBfvBatchPlan, steps: Sequence[BfvBatchStep], found: _Candidate) -> tuple[str, ...]:
-    late = any(step.relinearise for step in steps if isinstance(step, BfvBatchLinear))
+def _reasons(public: PublicBfvBatchPlan) -> tuple[str, ...]:
     bits = " + ".join(f"{math.log2(modulus):.1f}" for modulus in public.plain_moduli)
     return (
         f"one value in each of {public.inputs} ciphertexts of each plaintext modulus and one image in each of "
@@ -245,5 +234,4 @@ def _reasons(public: PublicBfvBatchPlan, steps: Sequence[BfvBatchStep], found: _
         f"logits need {public.largest_logit.bit_length() + 1} bits; {len(public.plain_moduli)} plaintext moduli hold "
         f"{math.log2(math.prod(public.plain_moduli)):.1f} ({bits}); other numbers of them were slower or did not fit",
         f"ciphertexts carry {public.input_level + 1} of {len(public.parameters.data_primes)} primes",
-        "relinearisation waits for the next affine map" if late else "squares are relinearised at once",
     )

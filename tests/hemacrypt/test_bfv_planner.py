@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hemacrypt.bfv_plan import BfvLinear, BfvPlan
+from hemacrypt.bfv_plan import BfvLinear, BfvPlan, combine
 from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import bundle_path
-from hemacrypt.engines.bfv_clear import ClearBfvEngine, combine
+from hemacrypt.engines.bfv_clear import ClearBfvEngine
 from hemacrypt.errors import PlanError
 from hemacrypt.network import CollapsedNetwork, Convolution, Dense, Linear
 from hemacrypt.planner import plan_model

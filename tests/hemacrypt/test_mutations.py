@@ -34,10 +34,11 @@ from hemacrypt.sealformat import HEADER, Residues
 from hemacrypt.security import LARGEST_MODULUS_BITS
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.wire import digest, plan_from_message, plan_to_message
+from tests.hemacrypt.handmade import handmade
 
 NONE, ZSTD = 0, 2
 CASES = {
-    "bytes of objects": 4 * 9 * 360,
+    "bytes of objects": 6 * 9 * 360,
     "fields of objects": 3000,
     "zstd frames": 800,
     "key blobs": 9 * 120,
@@ -160,6 +161,12 @@ class Made:
     @cached_property
     def upload(self) -> bytes:
         (upload,) = self.holder.encrypt(self.image)
+        return upload
+
+    @cached_property
+    def exact_upload(self) -> bytes:
+        plan = handmade((4, 2), self.parameters, [_PLAIN_MODULUS]).plan.public
+        (upload,) = self.holder.serving_exact(plan).encrypt(np.linspace(0, 1, 4))
         return upload
 
     @cached_property
@@ -287,7 +294,15 @@ def _key_set_fields(body: bytes, components: int, count: int) -> Iterator[tuple[
             return  # empty rows are all alike
 
 
-_KINDS = ("seeded ciphertext", "full ciphertext", "relinearisation key", "Galois keys")
+_KINDS = (
+    "seeded ciphertext",
+    "full ciphertext",
+    "seeded BFV ciphertext",
+    "full BFV ciphertext",
+    "relinearisation key",
+    "Galois keys",
+)
+_PLAIN_MODULUS = 40961
 
 
 @pytest.fixture(scope="module", params=_KINDS)
@@ -298,13 +313,14 @@ def target(request: pytest.FixtureRequest, made: Made) -> Object:
 def _object(kind: str, made: Made) -> Object:
     parameters, public, minor = made.parameters, made.plan.public, made.minor
     if kind.endswith("ciphertext"):
-        level, scale = parameters.top_level, public.input_scale
-        context = sealio.make_context(parameters)
+        level, exact = parameters.top_level, "BFV" in kind
+        scale, modulus = (1.0, _PLAIN_MODULUS) if exact else (public.input_scale, 0)
+        context = sealio.make_context(parameters, modulus)
 
         def check(data: bytes) -> bytes:
-            return sealformat.check_ciphertext(data, parameters, level, scale, minor)
+            return sealformat.check_ciphertext(data, parameters, level, scale, minor, modulus)
 
-        upload = made.upload
+        upload = made.exact_upload if exact else made.upload
         if kind.startswith("full"):
             upload = sealio.dump(sealio.load(seal.Ciphertext(), context, check(upload)))
         body = sealformat.unwrap(upload, 1 << 24, "test")
@@ -316,7 +332,7 @@ def _object(kind: str, made: Made) -> Object:
             fields=tuple(_ciphertext_fields(0, count, kind.startswith("seeded"), "ciphertext")),
             largest=sealformat.ciphertext_bytes(parameters, level, seeded=False),
             minor=minor,
-            read=lambda data: [sealformat.read_ciphertext(data, parameters, level, scale)],
+            read=lambda data: [sealformat.read_ciphertext(data, parameters, level, scale, modulus)],
             load=lambda data: sealio.load(seal.Ciphertext(), context, check(data)),
         )
     # Keys of the lower level, whose chain is the shorter one.

@@ -51,7 +51,9 @@ def test_a_seal_that_names_levels_otherwise_is_refused(regression: Setup, monkey
     parameters = regression.plan.parameters
     real = type(parameters).parms_id
     monkeypatch.setattr(
-        type(parameters), "parms_id", lambda self, level=None: bytes(32) if level == 0 else real(self, level)
+        type(parameters),
+        "parms_id",
+        lambda self, level=None, plain=0: bytes(32) if level == 0 else real(self, level, plain),
     )
     with pytest.raises(PlanError, match="other parameter identifiers"):
         sealio.make_context(parameters)

@@ -7,18 +7,20 @@ the work is shared among threads, so neither do the replies.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from time import perf_counter
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
 from hemacrypt import sealformat
 from hemacrypt.batch_plan import BatchLinear, BatchPlan
-from hemacrypt.batch_schedule import make_schedule, memory_bytes
+from hemacrypt.batch_schedule import LayerSchedule, make_schedule, memory_bytes
+from hemacrypt.bfv_batch_plan import BfvBatchPlan
 from hemacrypt.engines.vector import kernels, products
 from hemacrypt.engines.vector.evaluator import Evaluator, expand, switching_key
 from hemacrypt.engines.vector.ntt import Words
@@ -32,11 +34,50 @@ _SEAL_MINOR = 3
 # A client's relinearisation keys in the engine's form, by level.
 BatchKeys = dict[int, Words]
 
+Keys = TypeVar("Keys")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class BatchEngine:
+class Arithmetic(ABC, Generic[Keys]):
+    """What an evaluation asks of a scheme.
+
+    Attributes
+    ----------
+    plan, threads:
+        As in `BatchEngine`.
+    ring:
+        The modulus chain's.
+    layers:
+        The schedule.
+    biases:
+        For each affine map, its bias modulo each prime, shape (outputs, k).
+    """
+
+    plan: BatchPlan | BfvBatchPlan
+    threads: int
+    ring: Ring
+    layers: tuple[LayerSchedule, ...]
+    biases: list[Words]
+
+    @abstractmethod
+    def read(self, data: bytes) -> Words:
+        """Check a ciphertext from the wire and expand it, shape (2, k, N), in NTT form."""
+
+    @abstractmethod
+    def lowered(self, value: Words, relinearise: bool, rescales: int, keys: Keys) -> Words:
+        """Bring a value back to two polynomials, if it has three, and divide out primes."""
+
+    @abstractmethod
+    def square(self, number: int, value: Words, out: Words, keys: Keys) -> None:
+        """Carry out square number ``number`` of the plan."""
+
+    @abstractmethod
+    def write(self, value: Words) -> bytes:
+        """Serialise a logit."""
+
+
+class BatchEngine(Arithmetic[BatchKeys]):
     """Evaluates one batch plan; may be shared by threads, for every evaluation has arrays of its own.
 
     Parameters
@@ -58,6 +99,7 @@ class BatchEngine:
     """
 
     name: ClassVar[str] = "vector"
+    plan: BatchPlan
 
     def __init__(self, plan: BatchPlan, threads: int = 1) -> None:
         if threads < 1:
@@ -138,7 +180,10 @@ class BatchEngine:
         """
         spent = {} if seconds is None else seconds
         with ThreadPoolExecutor(self.threads, thread_name_prefix="batch") as pool:
-            return _Evaluation(self, keys, pool, spent).run(iter(ciphertexts))
+            arriving = iter(ciphertexts)
+            replies = Evaluation(self, keys, pool, spent).run(arriving)
+            check_exhausted(arriving, self.plan.public.inputs)
+            return replies
 
     def _constants(self, linear: BatchLinear) -> Words:
         """Return the biases at the scale of the product modulo each prime, shape (outputs, k)."""
@@ -146,11 +191,51 @@ class BatchEngine:
         whole = [round(bias * linear.product_scale) for bias in linear.bias.tolist()]
         return np.array([[number % prime for prime in primes] for number in whole], dtype=np.uint32)
 
+    def read(self, data: bytes) -> Words:
+        """Check a ciphertext from the wire and expand it; see `Arithmetic.read`."""
+        public = self.plan.public
+        residues = sealformat.read_ciphertext(data, public.parameters, public.input_level, public.input_scale)
+        return expand(self.ring, residues)
 
-class _Evaluation:
+    def lowered(self, value: Words, relinearise: bool, rescales: int, keys: BatchKeys) -> Words:
+        """Relinearise and rescale; see `Arithmetic.lowered`."""
+        if relinearise:
+            level = value.shape[1] - 1
+            value = self.switching[level].relinearise(value, keys[level])
+        for _ in range(rescales):
+            value = self.evaluator.rescale(value)
+        return value
+
+    def square(self, number: int, value: Words, out: Words, keys: BatchKeys) -> None:
+        """Square, relinearise unless that waits, rescale; see `Arithmetic.square`."""
+        step = self.plan.squares[number]
+        if step.relinearise:
+            out[:] = self.lowered(self.evaluator.square(value), True, step.rescales, keys)
+        else:
+            kernels.square(value, out, self.ring.tables, 0, 1)
+
+    def write(self, value: Words) -> bytes:
+        """Serialise a logit."""
+        public = self.plan.public
+        return sealformat.ciphertext_stream(value, public.parameters, public.output_scale, _SEAL_MINOR)
+
+
+def check_exhausted(ciphertexts: Iterator[bytes], expected: int) -> None:
+    """Make sure that no more ciphertexts come than a plan demands.
+
+    Raises
+    ------
+    FormatError
+        If one does.
+    """
+    if next(ciphertexts, None) is not None:
+        raise FormatError("ciphertexts", f"more came than {expected}, one for each value; send no others")
+
+
+class Evaluation(Generic[Keys]):
     """The arrays of one evaluation, and the way of the chunks through the layers."""
 
-    def __init__(self, engine: BatchEngine, keys: BatchKeys, pool: ThreadPoolExecutor, spent: dict[str, float]) -> None:
+    def __init__(self, engine: Arithmetic[Keys], keys: Keys, pool: ThreadPoolExecutor, spent: dict[str, float]) -> None:
         self._engine, self._plan, self._keys, self._pool, self._spent = engine, engine.plan, keys, pool, spent
         degree = self._plan.parameters.degree
         shapes = [(linear.polynomials, linear.level + 1, degree) for linear in self._plan.linears]
@@ -161,6 +246,7 @@ class _Evaluation:
         self._replies: dict[int, bytes] = {}
 
     def run(self, ciphertexts: Iterator[bytes]) -> list[bytes]:
+        """Take as many ciphertexts as the plan has inputs and return the replies."""
         public, done = self._plan.public, 0
         for chunk in self._engine.layers[0].chunks:
             count = len(chunk.inputs)
@@ -176,15 +262,11 @@ class _Evaluation:
                     self._each(self._read, [(start + place, data) for place, data in enumerate(few)])
             done += count
             self._forward(0)
-        if next(ciphertexts, None) is not None:
-            raise FormatError("ciphertexts", f"more came than {public.inputs}, one for each value; send no others")
         return [self._replies[number] for number in range(public.outputs)]
 
     def _read(self, item: tuple[int, bytes]) -> None:
         place, data = item
-        public = self._plan.public
-        residues = sealformat.read_ciphertext(data, public.parameters, public.input_level, public.input_scale)
-        self._arrived[0][place] = expand(self._engine.ring, residues)
+        self._arrived[0][place] = self._engine.read(data)
 
     def _forward(self, number: int) -> None:
         """Use the chunk that has arrived at a layer, and send on what is complete now."""
@@ -231,29 +313,15 @@ class _Evaluation:
         engine, linear, total = self._engine, self._plan.linears[number], self._sums[number][place]
         value = np.empty_like(total)
         products.close(total, engine.biases[number][output], value, engine.ring.tables)
-        return self._lowered(value, linear.relinearise, linear.rescales)
-
-    def _lowered(self, value: Words, relinearise: bool, rescales: int) -> Words:
-        if relinearise:
-            level = value.shape[1] - 1
-            value = self._engine.switching[level].relinearise(value, self._keys[level])
-        for _ in range(rescales):
-            value = self._engine.evaluator.rescale(value)
-        return value
+        return engine.lowered(value, linear.relinearise, linear.rescales, self._keys)
 
     def _square(self, number: int, arrival: int, output: int, place: int) -> None:
         """Square a complete value and let it arrive at the next layer."""
-        step, value = self._plan.squares[number], self._complete(number, output, place)
-        target = self._arrived[number + 1][arrival]
-        if step.relinearise:
-            target[:] = self._lowered(self._engine.evaluator.square(value), True, step.rescales)
-        else:
-            kernels.square(value, target, self._engine.ring.tables, 0, 1)
+        value = self._complete(number, output, place)
+        self._engine.square(number, value, self._arrived[number + 1][arrival], self._keys)
 
     def _reply(self, number: int, output: int, place: int) -> None:
-        public, value = self._plan.public, self._complete(number, output, place)
-        stream = sealformat.ciphertext_stream(value, public.parameters, public.output_scale, _SEAL_MINOR)
-        self._replies[output] = stream
+        self._replies[output] = self._engine.write(self._complete(number, output, place))
 
     def _each(self, function: Callable[[Item], Any], items: list[Item]) -> None:
         """Call a function for all items, on all threads."""

@@ -634,19 +634,35 @@ def _sum_tile(
 
 @kernel
 def fold_special(values: Any, tables: Any, part: Any, parts: Any) -> None:
-    """Prepare a division by the special prime: bring the last row to coefficients, ready to be rounded.
+    """Prepare a division by the special prime; see `fold_row`."""
+    fold_row(values, values.shape[1] - 1, tables[0].shape[0] - 1, tables, part, parts)
+
+
+@kernel
+def fold_row(values: Any, row: Any, number: Any, tables: Any, part: Any, parts: Any) -> None:
+    """Prepare a division by prime number ``number``: bring its row to coefficients, ready to be rounded.
 
     Parameters
     ----------
     values:
-        Polynomials over QP, shape (polynomials, k + 1, N); the last rows are changed.
+        Polynomials over QP, shape (polynomials, k + 1, N); these rows are changed.
+    row:
+        Where the prime's residues are.
     """
-    special = tables[0].shape[0] - 1
     start, stop = share(values.shape[0], part, parts)
     for c in range(start, stop):
-        gone = values[c, values.shape[1] - 1]
-        to_coefficients(gone, special, tables)
-        _add_half(gone, tables[0][special])
+        to_coefficients(values[c, row], number, tables)
+        _add_half(values[c, row], tables[0][number])
+
+
+@kernel
+def divide_rows(values: Any, row: Any, number: Any, tables: Any, part: Any, parts: Any) -> None:
+    """Divide the rows before ``row`` by prime number ``number`` and round, as SEAL does, in place; after `fold_row`."""
+    rest = np.empty(values.shape[2], np.uint32)
+    start, stop = share(values.shape[0] * row, part, parts)
+    for unit in range(start, stop):
+        c, i = unit // row, unit % row
+        _divide_row(values[c, i], values[c, row], number, i, rest, values[c, i], tables)
 
 
 @kernel

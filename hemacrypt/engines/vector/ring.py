@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,39 @@ from hemacrypt.engines.vector.ntt import Words, bit_reversed, make_tables
 from hemacrypt.errors import PlanError
 from hemacrypt.network import Array, ComplexArray
 from hemacrypt.plan import Parameters
+
+
+def tables_of(primes: Sequence[int], degree: int) -> tuple[Any, ...]:
+    """Return what the kernels take.
+
+    That is: primes, roots, their Shoup companions, inverse roots, theirs, 1/N, its companion, inverses modulo 2^32,
+    2^32 modulo each prime, its companion, and for every two primes the inverse of the first modulo the second (0 on the
+    diagonal), its companion; the last two of shape (primes, primes).
+    """
+    each = [make_tables(prime, degree) for prime in primes]
+    lift = [np.array([(1 << 32) % prime], dtype=np.uint64) for prime in primes]
+    quotients = [_inverses_of(number, primes) for number in primes]
+    return (
+        np.array(primes, dtype=np.uint32),
+        np.stack([table.roots for table in each]),
+        np.stack([table.roots_shoup for table in each]),
+        np.stack([table.inverse_roots for table in each]),
+        np.stack([table.inverse_roots_shoup for table in each]),
+        np.concatenate([table.scale for table in each]),
+        np.concatenate([table.scale_shoup for table in each]),
+        np.array([pow(prime, -1, 1 << 32) for prime in primes], dtype=np.uint32),
+        np.concatenate(lift).astype(np.uint32),
+        np.concatenate([shoup_of(up, prime) for up, prime in zip(lift, primes, strict=True)]),
+        np.stack([values for values, _ in quotients]),
+        np.stack([companions for _, companions in quotients]),
+    )
+
+
+def _inverses_of(number: int, primes: Sequence[int]) -> tuple[Words, Words]:
+    """Return 1 / number modulo every other prime, and the Shoup companions."""
+    words = np.array([pow(number, -1, prime) if number != prime else 0 for prime in primes], dtype=np.uint64)
+    shoup = [shoup_of(words[i : i + 1], prime) for i, prime in enumerate(primes)]
+    return words.astype(np.uint32), np.concatenate(shoup)
 
 
 class Ring:
@@ -28,40 +62,15 @@ class Ring:
     primes:
         uint32, shape (data primes + 1,).
     tables:
-        What the kernels take: primes, roots, their Shoup companions, inverse roots, theirs, 1/N, its companion,
-        inverses modulo 2^32, 2^32 modulo each prime, its companion, and for every two primes the inverse of the first
-        modulo the second (0 on the diagonal), its companion; the last two of shape (primes, primes).
+        What the kernels take; see `tables_of`.
     """
 
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
         numbers = (*parameters.data_primes, parameters.special_prime)
-        each = [make_tables(prime, parameters.degree) for prime in numbers]
         self.primes: Words = np.array(numbers, dtype=np.uint32)
-        lift = [np.array([(1 << 32) % prime], dtype=np.uint64) for prime in numbers]
-        quotients = [self._inverses_of(number) for number in numbers]
-        self.tables: tuple[Any, ...] = (
-            self.primes,
-            np.stack([table.roots for table in each]),
-            np.stack([table.roots_shoup for table in each]),
-            np.stack([table.inverse_roots for table in each]),
-            np.stack([table.inverse_roots_shoup for table in each]),
-            np.concatenate([table.scale for table in each]),
-            np.concatenate([table.scale_shoup for table in each]),
-            np.array([pow(prime, -1, 1 << 32) for prime in numbers], dtype=np.uint32),
-            np.concatenate(lift).astype(np.uint32),
-            np.concatenate([shoup_of(up, prime) for up, prime in zip(lift, numbers, strict=True)]),
-            np.stack([values for values, _ in quotients]),
-            np.stack([companions for _, companions in quotients]),
-        )
+        self.tables = tables_of(numbers, parameters.degree)
         self._order = bit_reversed(parameters.degree)
-
-    def _inverses_of(self, number: int) -> tuple[Words, Words]:
-        """Return 1 / number modulo every other prime, and the Shoup companions."""
-        values = [pow(number, -1, int(prime)) if number != prime else 0 for prime in self.primes]
-        words = np.array(values, dtype=np.uint64)
-        shoup = [shoup_of(words[i : i + 1], int(prime)) for i, prime in enumerate(self.primes)]
-        return words.astype(np.uint32), np.concatenate(shoup)
 
     def divide(self, values: Words, last: int, out: Words) -> None:
         """Divide a polynomial (k + 1, N) by its last prime, number ``last``, and round; ``values`` are changed."""
@@ -115,9 +124,26 @@ class Ring:
         rounded = np.rint((np.fft.fft(values) * twist).real * (scale / degree))
         if not np.abs(rounded).max() < 2.0**62:
             raise PlanError(f"values up to {np.abs(slots).max():.3g} at scale {scale:.3g} do not fit 63 bits")
-        coefficients, rows = rounded.astype(np.int64), self.rows(primes, extended=extended)
-        encoded = np.empty((len(rows), degree), dtype=np.uint32)
-        for target, row in zip(encoded, rows, strict=True):
+        return self.transformed(rounded.astype(np.int64), self.rows(primes, extended=extended))
+
+    def transformed(
+        self, coefficients: npt.NDArray[np.int64] | npt.NDArray[np.object_], rows: npt.NDArray[np.intp]
+    ) -> Words:
+        """Bring a polynomial with integer coefficients into NTT form.
+
+        Parameters
+        ----------
+        coefficients:
+            Of either sign, Python integers where int64 is too small; shape (N,).
+        rows:
+            Numbers of the primes.
+
+        Returns
+        -------
+        array, shape (rows, N)
+        """
+        transformed = np.empty((len(rows), len(coefficients)), dtype=np.uint32)
+        for target, row in zip(transformed, rows, strict=True):
             target[:] = coefficients % int(self.primes[row])
             kernels.to_values(target, row, self.tables)
-        return encoded
+        return transformed

@@ -10,8 +10,10 @@ from typing import Any
 
 from hemacrypt.engines.vector.kernels import (
     divide_both,
+    divide_rows,
     divide_special,
     fold_both,
+    fold_row,
     fold_special,
     lift,
     lift_all,
@@ -146,21 +148,24 @@ def turn(
 
 @kernel
 def finish(total: Any, biases: Any, out: Any, tables: Any, words: Any, part: Any, parts: Any) -> Any:
-    """Divide a ciphertext over QP by the special prime and by the last data prime, then add a plaintext.
+    """Divide a ciphertext over QP by the special prime and by the last data primes, then add a plaintext.
 
     Parameters
     ----------
     total:
         Shape (2, k + 1, N); lost.
     biases:
-        Shape (k - 1, N), or (0, N) for none.
+        Shape (primes that are left, N), or (0, N) for none.
     out:
-        Written; shape (2, k - 1, N).
+        Written; shape (2, primes that are left, N): one prime less than k is CKKS' rescale, BFV may keep all or less.
     """
-    fold_both(total, tables, part, parts)
-    if not meet(words, parts):
+    if out.shape[1] == total.shape[1] - 2:
+        fold_both(total, tables, part, parts)
+        if not meet(words, parts):
+            return False
+        divide_both(total, out, tables, part, parts)
+    elif not _divide_each(total, out, tables, words, part, parts):
         return False
-    divide_both(total, out, tables, part, parts)
     if not meet(words, parts):
         return False
     start, stop = share(biases.shape[0], part, parts)
@@ -170,6 +175,24 @@ def finish(total: Any, biases: Any, out: Any, tables: Any, words: Any, part: Any
             value = x[n] + y[n]
             x[n] = min(value, value - prime)
     return meet(words, parts)
+
+
+@kernel
+def _divide_each(total: Any, out: Any, tables: Any, words: Any, part: Any, parts: Any) -> Any:
+    """Divide by the special prime, then by one data prime after another; as `finish`, but for its last barrier."""
+    level, left = total.shape[1] - 1, out.shape[1]
+    for row in range(level, left - 1, -1):
+        number = tables[0].shape[0] - 1 if row == level else row
+        fold_row(total, row, number, tables, part, parts)
+        if not meet(words, parts):
+            return False
+        divide_rows(total, row, number, tables, part, parts)
+        if not meet(words, parts):
+            return False
+    start, stop = share(2 * left, part, parts)
+    for unit in range(start, stop):
+        out[unit // left, unit % left] = total[unit // left, unit % left]
+    return True
 
 
 @kernel
@@ -209,7 +232,7 @@ def affine(
         Bounds of the sums of each output; key and order of the giant step; keys of all groups (flat), where each
         group's begin, orders of all groups, where each group's begin.
     biases, out:
-        Shapes (outputs, k - 1, N) and (outputs, 2, k - 1, N); the latter is written.
+        Shapes (outputs, primes that are left, N) and (outputs, 2, primes that are left, N); the latter is written.
     sides, work:
         Two ciphertexts over QP and one that is zero; ``over``, ``coefficients`` and ``digits`` of `turn`.
     words:
@@ -349,6 +372,22 @@ def relinearise(
     if not switch(
         product[2], sides[2][0], key, order, sides[1], sides[0], coefficients, digits, tables, words, part, parts
     ):
+        return False
+    return finish(sides[0], product[0, :0], out, tables, words, part, parts)
+
+
+@kernel
+def relinearise_lowered(
+    product: Any, key: Any, order: Any, out: Any, sides: Any, work: Any, tables: Any, words: Any, part: Any, parts: Any
+) -> Any:
+    """Bring three polynomials back to two, the third being given as coefficients; see `relinearise`."""
+    lift_first(product[:2], sides[1], tables, part, parts)
+    _, _, digits = work
+    lift_all(product[2], digits, tables, part, parts)
+    if not meet(words, parts):
+        return False
+    rotate_add(digits, sides[2][0], key, order, sides[1], sides[0], tables, part, parts)
+    if not meet(words, parts):
         return False
     return finish(sides[0], product[0, :0], out, tables, words, part, parts)
 
