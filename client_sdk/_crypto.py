@@ -354,9 +354,12 @@ class BfvKeyHolder(_SecretKey):
         """
         plan = self.plan
         scaled = np.rint(np.asarray(images, dtype=np.float64) * plan.input_scale)
-        room = min(math.prod(plan.plain_moduli) / 2, 2.0**53)
-        if not (scaled.size and np.abs(scaled).max() < room):
-            raise PlanError("the image holds values that are no finite numbers of moderate size; preprocess it first")
+        smallest, largest = plan.input_range
+        if not (scaled.size and smallest <= scaled.min() and scaled.max() <= largest):
+            raise PlanError(
+                f"the image holds values that are no numbers from {smallest / plan.input_scale:g} to "
+                f"{largest / plan.input_scale:g}, for which alone the logits are exact; preprocess it first"
+            )
         rows = pack_rows(plan.input_layout, scaled)
         return [modulus.encrypt(content) for modulus in self._moduli for content in rows]
 

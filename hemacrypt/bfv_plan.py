@@ -117,12 +117,16 @@ class PublicBfvPlan:
         Level of the reply.
     keys:
         Evaluation keys that the service needs, highest level first.
+    input_range:
+        Smallest and largest integer that an input in range makes; for what lies beyond nothing is proven, and it is not
+        encrypted.
     largest_logit:
         No valid input makes an integer logit larger than this; below half the product of the plaintext moduli.
     proven:
         Whether ``largest_logit`` is a worst-case bound over all inputs in range; otherwise it was measured.
     quantisation_error:
-        How far a quantised logit may lie from that of the unquantised network: predicted, in the network's units.
+        Predicted standard deviation of a quantised logit from that of the unquantised network where every value is at
+        its peak, in the network's units; no bound.
     """
 
     model: str
@@ -135,6 +139,7 @@ class PublicBfvPlan:
     output_scale: float
     output_level: int
     keys: tuple[KeyGroup, ...]
+    input_range: tuple[int, int]
     largest_logit: int
     proven: bool
     quantisation_error: float
@@ -153,6 +158,10 @@ class PublicBfvPlan:
         if not 0 <= self.output_level <= self.parameters.top_level:
             raise PlanError(
                 f"replies of level {self.output_level}; the chain has levels 0 to {self.parameters.top_level}"
+            )
+        if not -(1 << 53) < self.input_range[0] <= self.input_range[1] < 1 << 53:
+            raise PlanError(
+                f"integer inputs from {self.input_range[0]} to {self.input_range[1]}; expected some, below 2^53"
             )
         if not 0 < 2 * self.largest_logit < math.prod(self.plain_moduli):
             raise PlanError(f"logits up to {self.largest_logit} do not fit the plaintext moduli; take one more")
@@ -198,7 +207,7 @@ class PublicBfvPlan:
             "output_level": self.output_level,
             "keys": self.keys,
             "preprocessing": self.preprocessing_digest,
-            "bounds": [str(self.largest_logit), self.proven, self.quantisation_error.hex()],
+            "bounds": [self.input_range, str(self.largest_logit), self.proven, self.quantisation_error.hex()],
         }  # fmt: skip
         return _digest(content)
 

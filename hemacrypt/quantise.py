@@ -107,7 +107,7 @@ class QuantisedNetwork:
             If a value lies outside the network's input range, where no bound holds.
         """
         scaled = np.rint(np.asarray(x, dtype=np.float64).reshape(-1, self.original.inputs) * self.input_scale)
-        low, high = self._input_bounds
+        low, high = self.input_bounds
         if not ((scaled >= low) & (scaled <= high)).all():
             raise NetworkError(
                 f"the images hold values outside {self.original.input_range}, the range that the bounds were made for; "
@@ -142,7 +142,7 @@ class QuantisedNetwork:
     @cached_property
     def worst_case(self) -> tuple[Exact, ...]:
         """Bounds that no input in range exceeds, by interval arithmetic over the integers; shape (outputs,) per map."""
-        low, high = (np.full(self.original.inputs, bound) for bound in self._input_bounds)
+        low, high = (np.full(self.original.inputs, bound) for bound in self.input_bounds)
         bounds: list[Exact] = []
         for number, (layer, bias) in enumerate(zip(self.layers, self.biases, strict=True)):
             if number:
@@ -178,7 +178,7 @@ class QuantisedNetwork:
         return math.sqrt(sum(share / scale**2 for share, scale in zip(shares, scales, strict=True)))
 
     @property
-    def _input_bounds(self) -> tuple[int, int]:
+    def input_bounds(self) -> tuple[int, int]:
         low, high = self.original.input_range
         return round(low * self.input_scale), round(high * self.input_scale)
 

@@ -11,6 +11,7 @@ from hemacrypt.batch_plan import BatchPlan
 from hemacrypt.batch_schedule import make_schedule, memory_bytes
 from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.bundle import Bundle
+from hemacrypt.engines import DEFAULT_ENGINE
 from hemacrypt.errors import BundleError
 from hemacrypt.evaluation_keys import largest_key_set
 from hemacrypt.plan import Plan
@@ -117,7 +118,14 @@ def why_no_batches(model: Model, engine: str, threads: int, memory_mb: int, plac
     return ""
 
 
-def load_models(directories: Iterable[Path], key_budget: int | None = None, *, exact: bool = True) -> dict[str, Model]:
+def load_models(
+    directories: Iterable[Path],
+    key_budget: int | None = None,
+    *,
+    exact: bool = True,
+    precision: int | None = None,
+    engine: str = DEFAULT_ENGINE,
+) -> dict[str, Model]:
     """Read, check and plan every bundle.
 
     Parameters
@@ -128,6 +136,8 @@ def load_models(directories: Iterable[Path], key_budget: int | None = None, *, e
         Bytes that a client's evaluation keys may take on the wire; see `hemacrypt.planner.plan_network`.
     exact:
         Whether to plan BFV as well as CKKS.
+    precision, engine:
+        As in `hemacrypt.planner.plan_network`.
 
     Raises
     ------
@@ -139,7 +149,7 @@ def load_models(directories: Iterable[Path], key_budget: int | None = None, *, e
     models: dict[str, Model] = {}
     for directory in directories:
         bundle = Bundle.read(directory)
-        layouts = plan_bundle_layouts(bundle, key_budget, exact=exact)
+        layouts = plan_bundle_layouts(bundle, key_budget, exact=exact, precision=precision, engine=engine)
         model = Model(bundle, layouts.plans, layouts.batch, layouts.no_batch, layouts.break_even, layouts.exact)
         if exact:
             model = replace(model, no_exact=layouts.no_exact)

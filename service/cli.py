@@ -28,6 +28,10 @@ def serve(
         str | None,
         typer.Option(help="ckks alone, or ckks,bfv: also exact evaluation on integers. [default: ckks,bfv]"),
     ] = None,
+    precision: Annotated[
+        int | None,
+        typer.Option(help="k for logits to within 2^-k under CKKS. [default: what each model's margins ask for]"),
+    ] = None,
     key_budget_mb: Annotated[
         int | None, typer.Option(help="Megabytes that a client's evaluation keys may take. [default: 34]")
     ] = None,
@@ -55,6 +59,7 @@ def serve(
         "threads": threads,
         "engine": engine,
         "schemes": None if schemes is None else tuple(scheme.strip() for scheme in schemes.split(",")),
+        "precision": precision,
         "key_budget_mb": key_budget_mb,
         "tls_certificate": tls_certificate,
         "tls_key": tls_key,

@@ -108,6 +108,7 @@ class _Process:
                 "threads": settings.threads,
                 "key_budget": settings.key_budget,
                 "exact": settings.exact,
+                "precision": settings.precision,
                 "cache": settings.cache and str(settings.cache),
                 "cache_limit_mb": settings.cache_limit_mb,
             }

@@ -50,7 +50,13 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         check_engine(settings.engine)
-        self.models = load_models(settings.bundles, settings.key_budget, exact=settings.exact)
+        self.models = load_models(
+            settings.bundles,
+            settings.key_budget,
+            exact=settings.exact,
+            precision=settings.precision,
+            engine=settings.engine,
+        )
         self._store = KeyStore(settings.store, settings.store_limit_mb << 20, settings.upload_idle_hours * 3600)
         # Workers first: a process that is started after gRPC has threads is asking for trouble.
         self._pool = WorkerPool(settings)

@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     """Engine that evaluates; see ``hemacrypt.engines``."""
     schemes: tuple[Literal["ckks", "bfv"], ...] = ("ckks", "bfv")
     """Schemes to offer: ``ckks`` always, for keys are registered for its plan; ``bfv`` is exact and slower."""
+    precision: int | None = Field(None, ge=0, le=64)
+    """Logits to within 2^-precision, with the smallest parameters that give them. By default as margins ask for."""
     workers: int = Field(default_factory=_cores, ge=1, le=256)
     """Worker processes; each evaluates one request at a time on as many cores as it has threads."""
     threads: int = Field(1, ge=1, le=64)

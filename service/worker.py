@@ -103,6 +103,8 @@ class Worker:
         Address space of this process in MiB; without enough of it no batches are evaluated.
     exact:
         Whether models are also evaluated under BFV.
+    precision:
+        As in `service.catalogue.load_models`.
     """
 
     def __init__(
@@ -117,8 +119,9 @@ class Worker:
         memory_mb: int = 4096,
         *,
         exact: bool = True,
+        precision: int | None = None,
     ) -> None:
-        models = load_models(bundles, key_budget, exact=exact)
+        models = load_models(bundles, key_budget, exact=exact, precision=precision, engine=engine)
         self._engines: dict[str, dict[str, BaseEngine[Any, Any]]] = {
             name: {
                 plan.public.plan_id: encrypted_engine(engine, plan, threads, cache, cache_limit) for plan in model.plans
@@ -264,6 +267,7 @@ def main() -> None:
         settings["cache_limit_mb"] << 20,
         settings["memory_mb"],
         exact=settings["exact"],
+        precision=settings["precision"],
     )
     worker.warm_up()
     connection.send_bytes(json.dumps({"ready": True}).encode())

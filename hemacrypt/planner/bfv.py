@@ -151,6 +151,7 @@ def plan_bfv(
         output_scale=quantised.output_scale,
         output_level=steps[-1].next_level,
         keys=_keys(found.parameters, steps),
+        input_range=quantised.input_bounds,
         largest_logit=largest,
         proven=magnitudes == "worst",
         quantisation_error=float(f"{quantised.deviation:.3e}"),

@@ -138,6 +138,7 @@ def handmade(
         output_scale=1000.0,
         output_level=level,
         keys=keys,
+        input_range=(-(1 << 40), 1 << 40),
         largest_logit=(math.prod(moduli) - 1) // 2,
         proven=True,
         quantisation_error=0.5,

@@ -41,6 +41,7 @@ def public(cell: Setup) -> PublicBfvPlan:
         output_scale=1e9,
         output_level=1,
         keys=plan.keys,
+        input_range=(0, 255),
         largest_logit=1 << 70,
         proven=True,
         quantisation_error=0.01,
