@@ -593,7 +593,7 @@ class PublicPlan:
         """Return the bound on the error of a logit for images whose guards have these values, shape (images,)."""
         if not self.guards:
             return np.full(np.shape(guards), self.logit_error_bound)
-        used = np.clip(np.asarray(guards) / self.guard_limit, 0, 1)
+        used = np.maximum(np.asarray(guards) / self.guard_limit, 0)
         floor = self.logit_error_floor**2
         bounds: Array = np.sqrt(floor + (self.logit_error_bound**2 - floor) * used)
         return bounds

@@ -179,6 +179,7 @@ class QuantisedNetwork:
 
     @property
     def input_bounds(self) -> tuple[int, int]:
+        """Smallest and largest integer that a value in the network's input range becomes."""
         low, high = self.original.input_range
         return round(low * self.input_scale), round(high * self.input_scale)
 

@@ -33,7 +33,7 @@ from hemacrypt.bundle import Bundle
 from hemacrypt.errors import NetworkError, PlanError
 from hemacrypt.network import CollapsedNetwork
 from hemacrypt.plan import PRIME_LIMIT, KeyGroup, Layout, Parameters, Turn, is_prime, united
-from hemacrypt.planner import chain, costs
+from hemacrypt.planner import chain, costs, limits
 from hemacrypt.planner.bfv_noise import BfvNoiseModel, Noise
 from hemacrypt.planner.build import _affordable, _Choice, _Chooser, _Path
 from hemacrypt.planner.diagonals import MatrixForm, power_of_two_from
@@ -130,6 +130,7 @@ def plan_bfv(
     """
     if images not in (1, 2):
         raise PlanError(f"{images} images in a request; an exact plan takes 1, or 2: one in each row")
+    limits.check_network(network)
     quantised, largest = quantised_with_room(network, magnitudes, plain_moduli)
     found, rejected = _search(quantised, largest, images, plain_moduli, degree, key_budget, parameters)
     for precision in _FINER:

@@ -64,7 +64,9 @@ def test_a_list_goes_in_pairs_and_every_answer_belongs_to_its_image(
         assert np.abs(answer.logits - expected).max() <= answer.error_bound
         assert answer.index == int(np.argmax(expected))
     assert client.pair_plan is not None
-    assert answers[0].error_bound == client.pair_plan.logit_error_bound
+    pair = client.pair_plan
+    assert all(pair.logit_error_floor < answer.error_bound <= pair.logit_error_bound for answer in answers[:6])
+    assert answers[6].error_bound <= client.plan.logit_error_bound
 
 
 def test_stream_goes_on_after_a_refused_image(client: Client, address: str, cells: list[SampleCell]) -> None:
@@ -297,8 +299,10 @@ def test_the_reference_engine_serves_too(bundle: Bundle, cells: list[SampleCell]
         clear = bundle.network(np.stack([client.preprocessing(path) for path in chosen]))
         for path, expected in zip(chosen[:2], clear, strict=False):
             assert np.abs(client.predict(path).logits - expected).max() <= client.plan.logit_error_bound
+        # SEAL's digits make the errors of pairs too large for what the margins ask for.
+        assert client.pair_plan is None
         answers = list(client.predict_many(chosen))
-        assert [answer.images for answer in answers] == [2, 2, 1]
+        assert [answer.images for answer in answers] == [1, 1, 1]
         for answer, expected in zip(answers, clear, strict=True):
             assert np.abs(answer.logits - expected).max() <= answer.error_bound
 

@@ -243,7 +243,7 @@ def test_integers_that_no_valid_image_makes_are_refused(square: Exact) -> None:
 def test_an_image_that_cannot_be_encrypted_is_refused_by_name(square: Exact, value: float) -> None:
     images = square.images(0)
     images[0, 3] = value
-    with pytest.raises(PlanError, match="no finite numbers of moderate size"):
+    with pytest.raises(PlanError, match="for which alone the logits are exact"):
         square.holder.encrypt(images)
 
 

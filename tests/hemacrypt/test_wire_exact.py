@@ -12,7 +12,7 @@ import pytest
 from hemacrypt import wire
 from hemacrypt.bfv_plan import PublicBfvPlan
 from hemacrypt.errors import PlanError
-from hemacrypt.plan import Layout
+from hemacrypt.plan import Layout, PublicPlan
 from hemacrypt.planner.chain import primes_below
 from hemacrypt.preprocess import Preprocessing
 from hemacrypt.v1 import inference_pb2 as pb
@@ -23,6 +23,12 @@ PREPROCESSING = Preprocessing(image_size=10, crop=8, block=2, scale=0.5, largest
 
 def _moduli(degree: int, count: int, bits: int = 24) -> tuple[int, ...]:
     return tuple(islice(primes_below(1 << bits, degree), count))
+
+
+def without_guard(plan: PublicPlan) -> dict[str, np.ndarray]:
+    """Return where the logits of a plan under CKKS lie, and in which part."""
+    layout, count = plan.output_layout, len(plan.labels)
+    return {"positions": layout.positions[:count], "imaginary": layout.flags[:count]}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +42,7 @@ def public(cell: Setup) -> PublicBfvPlan:
         parameters=plan.parameters,
         plain_moduli=moduli,
         input_layout=plan.input_layout,
-        output_layout=replace(plan.output_layout, factor=1.0),
+        output_layout=replace(plan.output_layout, factor=1.0, **without_guard(plan)),
         input_scale=255.0,
         output_scale=1e9,
         output_level=1,

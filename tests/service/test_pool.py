@@ -377,7 +377,7 @@ def test_closing_while_a_worker_is_replaced_leaves_no_process(
 def _arguments(bundle: Path) -> dict[str, Any]:
     """What a worker is started with."""
     limits = {"cached_keys": 1, "memory_mb": 4096, "threads": 1, "key_budget": None, "cache": None, "cache_limit_mb": 1}
-    return {"bundles": [str(bundle)], "engine": "seal", "exact": False} | limits
+    return {"bundles": [str(bundle)], "engine": "seal", "exact": False, "precision": None} | limits
 
 
 class _Touch:
@@ -396,7 +396,9 @@ def test_frames_are_json_and_bytes_and_never_pickles(small_bundle: Path, tmp_pat
     def receive(size: int) -> bytes:
         content = b""
         while len(content) < size:
-            content += ours.recv(size - len(content))
+            more = ours.recv(size - len(content))
+            assert more, "the worker has ended"
+            content += more
         return content
 
     def send(content: bytes) -> None:
