@@ -35,7 +35,7 @@ from hemacrypt.network import CollapsedNetwork
 from hemacrypt.plan import PRIME_LIMIT, KeyGroup, Layout, Parameters, Turn, is_prime, united
 from hemacrypt.planner import chain, costs, limits
 from hemacrypt.planner.bfv_noise import BfvNoiseModel, Noise
-from hemacrypt.planner.build import _affordable, _Choice, _Chooser, _Path
+from hemacrypt.planner.choices import Choice, Chooser, Partial, affordable
 from hemacrypt.planner.diagonals import MatrixForm, power_of_two_from
 from hemacrypt.planner.rotations import Split, arrange, splits
 from hemacrypt.quantise import PRECISION, Exact, QuantisedNetwork, at_scales, quantise
@@ -296,12 +296,12 @@ def _unusable(
     )
 
 
-class _RowChooser(_Chooser):
+class _RowChooser(Chooser):
     """Chooses layouts of rows; the last map with rotate-and-sum, or without."""
 
     summed = True
 
-    def _forms(self, path: _Path, number: int) -> list[tuple[MatrixForm, list[tuple[float, Split]]]]:
+    def _forms(self, path: Partial, number: int) -> list[tuple[MatrixForm, list[tuple[float, Split]]]]:
         if self.summed or number < self._network.squares:
             return super()._forms(path, number)
         layer, source = self._network.linears[number], path.layout
@@ -323,7 +323,7 @@ def _ways(quantised: QuantisedNetwork, images: int, parameters: Parameters, key_
         chooser.summed = summed
         chooser._chosen_at.clear()
         try:
-            chosen = _affordable(chooser, key_budget, round(usual))
+            chosen = affordable(chooser, key_budget, round(usual))
         except PlanError:
             if summed:
                 raise
@@ -337,7 +337,7 @@ def _ways(quantised: QuantisedNetwork, images: int, parameters: Parameters, key_
     return ways
 
 
-def _prepared(choice: _Choice) -> BfvLinear:
+def _prepared(choice: Choice) -> BfvLinear:
     """Lay out a map; levels and biases come later."""
     form = choice.form
     copies, terms, moves = arrange(form, choice.split)

@@ -22,7 +22,8 @@ from hemacrypt.network import CollapsedNetwork
 from hemacrypt.plan import Plan, united, without_repeats
 from hemacrypt.planner.batch import BYTE_MS, plan_batch
 from hemacrypt.planner.bfv import plan_bfv
-from hemacrypt.planner.build import KEY_BUDGET, plan_model
+from hemacrypt.planner.build import plan_model
+from hemacrypt.planner.choices import KEY_BUDGET
 from hemacrypt.planner.costs import key_bytes, plan_ms
 from hemacrypt.planner.report import full_ciphertext_bytes, seeded_ciphertext_bytes
 

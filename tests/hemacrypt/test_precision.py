@@ -13,6 +13,7 @@ from hemacrypt.errors import PlanError
 from hemacrypt.margins import default_precision, margin_quantiles
 from hemacrypt.network import CollapsedNetwork, Dense
 from hemacrypt.planner import build, chain, plan_bundle, plan_network
+from hemacrypt.planner.choices import Chooser, affordable
 from hemacrypt.planner.layouts import plan_bundle_layouts
 from tests.hemacrypt.test_error_bound import Path
 
@@ -37,7 +38,7 @@ def test_the_smallest_degree_that_is_exact_enough_is_taken(squares: int, precisi
     for parameters in smaller:
         wanted = build._wanted(network, "network", None, "", None, precision, "vector", None)
         try:
-            chosen = build._affordable(build._Chooser(wanted.network, "complex", 1, parameters), None)
+            chosen = affordable(Chooser(wanted.network, "complex", 1, parameters), None)
             bound = build._planned(chosen, wanted).public.logit_error_bound
         except PlanError:
             bound = math.inf
