@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -61,13 +61,12 @@ class Split:
         """How many copies have children and so are decomposed."""
         return len(set(self.parents[1:]))
 
-    def count(self, form: MatrixForm, level: int) -> costs.Counts:
-        """Count the primitives of the copies, products and giant steps of a form."""
-        inputs, outputs = form.source.ciphertexts, form.target.ciphertexts
+    def count(self, inputs: int, outputs: int, diagonals: int, level: int) -> costs.Counts:
+        """Count the primitives of the copies, products and giant steps of a map between so many ciphertexts."""
         copies = costs.decompose(level) * self.opened + costs.rotate(level) * (len(self.offsets) - 1)
         copies += costs.fold(level) * max(self.opened - 1, 0)
         giants = costs.turn(level, 1) * (self.giants - 1)
-        keys, products = costs.key(level) * len(self.keys), costs.product(level) * len(form.numbers)
+        keys, products = costs.key(level) * len(self.keys), costs.product(level) * diagonals
         return copies * inputs + keys + products + giants * outputs
 
 
@@ -82,25 +81,35 @@ def splits(form: MatrixForm, degree: int, level: int, *, quiet: bool = False) ->
         The input has the smallest scale of all, where a rotation's noise weighs most: with few diagonals rotate no
         input, only sums, whose scale is high.
     """
-    candidates = list(_candidates(form))
-    if quiet and len(np.unique(form.offsets)) <= _QUIET_DIAGONALS:
+    ciphertexts = form.source.ciphertexts, form.target.ciphertexts
+    offsets = np.unique(form.offsets).tobytes()
+    return list(_splits(form.wrap, offsets, *ciphertexts, len(form.numbers), degree, level, quiet))
+
+
+@lru_cache(maxsize=256)
+def _splits(
+    wrap: int, offsets: bytes, inputs: int, outputs: int, diagonals: int, degree: int, level: int, quiet: bool
+) -> tuple[tuple[float, Split], ...]:
+    """Find the ways to split; plans of one network for one image, for two and for integers meet the same maps."""
+    plain = np.frombuffer(offsets, dtype=np.int64)
+    candidates = list(_candidates(wrap, plain))
+    if quiet and len(plain) <= _QUIET_DIAGONALS:
         # Offsets far apart would take too many giant steps; they rotate the input after all.
         candidates = [split for split in candidates if len(split.offsets) == 1] or candidates
     found: dict[int, tuple[float, Split]] = {}
     for split in candidates:
-        cost, keys = costs.VECTOR.milliseconds(split.count(form, level), degree), len(split.keys)
+        counted = split.count(inputs, outputs, diagonals, level)
+        cost, keys = costs.VECTOR.milliseconds(counted, degree), len(split.keys)
         if keys not in found or cost < found[keys][0]:
             found[keys] = (cost, split)
     best: list[tuple[float, Split]] = []
     for keys in sorted(found):
         if not best or found[keys][0] < best[-1][0]:
             best.append(found[keys])
-    return best[::-1]
+    return tuple(best[::-1])
 
 
-def _candidates(form: MatrixForm) -> Iterator[Split]:
-    period = form.wrap
-    plain = np.unique(form.offsets)
+def _candidates(period: int, plain: Offsets) -> Iterator[Split]:
     # The output may lie anywhere: start counting offsets behind one of the largest gaps between them.
     gaps = np.diff(plain, prepend=plain[-1] - period)
     shifts = [0] if len(plain) == period else plain[np.argsort(-gaps, kind="stable")[:_SHIFTS_TRIED]].tolist()

@@ -99,7 +99,11 @@ def test_every_split_covers_all_diagonals_once(form: MatrixForm, level: int, qui
     assert ways
     for cost, split in ways:
         check_split(form, split)
-        assert cost == pytest.approx(costs.VECTOR.milliseconds(split.count(form, level), 8192))
+        assert cost == pytest.approx(
+            costs.VECTOR.milliseconds(
+                split.count(form.source.ciphertexts, form.target.ciphertexts, len(form.numbers), level), 8192
+            )
+        )
 
 
 @FEW
