@@ -195,6 +195,8 @@ class WorkerPool:
     ----------
     settings:
         Number of workers, limits, models.
+    wait:
+        Whether to wait until all are ready; else `wait_ready` does, and nothing may be submitted before.
 
     Raises
     ------
@@ -202,7 +204,7 @@ class WorkerPool:
         If a worker does not become ready.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, wait: bool = True) -> None:
         self._settings = settings
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
@@ -210,6 +212,18 @@ class WorkerPool:
         self._closed = False
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         self._processes = [_Process(settings) for _ in range(settings.workers)]
+        self._threads = ThreadPoolExecutor(settings.workers, thread_name_prefix="worker")
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Wait until all workers have prepared their models.
+
+        Raises
+        ------
+        WorkerLostError
+            If one does not become ready; all are stopped then.
+        """
         try:
             for process in self._processes:
                 process.wait_ready()
@@ -217,7 +231,6 @@ class WorkerPool:
         except WorkerLostError:
             self.close()
             raise
-        self._threads = ThreadPoolExecutor(settings.workers, thread_name_prefix="worker")
 
     def submit(self, job: Job, wait_seconds: float = 0.0) -> Future[Outcome]:
         """Queue a job; cancel the future to give the place up.

@@ -50,16 +50,22 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         check_engine(settings.engine)
-        self.models = load_models(
-            settings.bundles,
-            settings.key_budget,
-            exact=settings.exact,
-            precision=settings.precision,
-            engine=settings.engine,
-        )
-        self._store = KeyStore(settings.store, settings.store_limit_mb << 20, settings.upload_idle_hours * 3600)
-        # Workers first: a process that is started after gRPC has threads is asking for trouble.
-        self._pool = WorkerPool(settings)
+        # Workers first: a process that is started after gRPC has threads is asking for trouble. They read and plan the
+        # models while this process does.
+        self._pool = WorkerPool(settings, wait=False)
+        try:
+            self.models = load_models(
+                settings.bundles,
+                settings.key_budget,
+                exact=settings.exact,
+                precision=settings.precision,
+                engine=settings.engine,
+            )
+            self._store = KeyStore(settings.store, settings.store_limit_mb << 20, settings.upload_idle_hours * 3600)
+            self._pool.wait_ready()
+        except BaseException:
+            self._pool.close()
+            raise
         self._health = health.HealthServicer()
         # Threads only wait for workers and for the network: one for each request that may wait and for each stream, and
         # some for short calls. Beyond that gRPC refuses at once, so that nobody waits for a thread.

@@ -28,7 +28,7 @@ import structlog
 from hemacrypt.bfv_plan import BfvLinear, BfvPlan
 from hemacrypt.engines import batch_engine, encrypted_bfv_engine, encrypted_engine
 from hemacrypt.engines.base import BaseEngine
-from hemacrypt.errors import FormatError, PlanError
+from hemacrypt.errors import FormatError, HemacryptError, PlanError
 from hemacrypt.evaluation_keys import EvaluationKeys, key_set_id
 from service import logs
 from service.catalogue import load_models, why_no_batches
@@ -257,18 +257,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A core dump would write clients' keys and the model to disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    worker = Worker(
-        [Path(path) for path in settings["bundles"]],
-        settings["engine"],
-        settings["cached_keys"],
-        settings["threads"],
-        settings["key_budget"],
-        settings["cache"] and Path(settings["cache"]),
-        settings["cache_limit_mb"] << 20,
-        settings["memory_mb"],
-        exact=settings["exact"],
-        precision=settings["precision"],
-    )
+    try:
+        worker = _prepared(settings)
+    except HemacryptError:
+        # The service reads the same bundles and says what is wrong with them.
+        sys.exit(1)
     worker.warm_up()
     connection.send_bytes(json.dumps({"ready": True}).encode())
     while True:
@@ -280,6 +273,22 @@ def main() -> None:
         reply, content = worker.handle(header, body)
         connection.send_bytes(json.dumps(reply | {"number": header["number"]}).encode())
         connection.send_bytes(content)
+
+
+def _prepared(settings: dict[str, Any]) -> Worker:
+    """Read and plan the models."""
+    return Worker(
+        [Path(path) for path in settings["bundles"]],
+        settings["engine"],
+        settings["cached_keys"],
+        settings["threads"],
+        settings["key_budget"],
+        settings["cache"] and Path(settings["cache"]),
+        settings["cache_limit_mb"] << 20,
+        settings["memory_mb"],
+        exact=settings["exact"],
+        precision=settings["precision"],
+    )
 
 
 if __name__ == "__main__":
