@@ -82,7 +82,9 @@ def test_the_bundle_carries_settings_provenance_and_figures(bundle: Path, run: P
     assert manifest.training["epochs"] == 2
     assert manifest.training["collapse_difference"] <= TOLERANCE
     assert manifest.data["protocol_in_words"] == PROTOCOL_WORDS["image"]
-    assert manifest.metrics == json.loads((run / "metrics.json").read_text())["parts"]
+    parts = json.loads((run / "metrics.json").read_text())["parts"]
+    assert {name: values for name, values in manifest.metrics.items() if name != "margins"} == parts
+    assert 0 < manifest.metrics["margins"]["0.01"] <= manifest.metrics["margins"]["0.5"]
 
 
 def test_magnitudes_are_those_of_the_training_cells_alone(bundle: Path, run: Path, arrays: Path) -> None:
