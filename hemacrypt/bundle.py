@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hemacrypt.errors import BundleError, NetworkError
 from hemacrypt.network import Array, CollapsedNetwork, Convolution, Dense, Linear
@@ -139,18 +139,24 @@ class Bundle:
         Raises
         ------
         BundleError
-            If labels or preprocessing do not fit the network.
+            If labels or preprocessing do not fit the network, or the name cannot be one.
         """
-        manifest = Manifest(
-            name=name,
-            description=description,
-            labels=labels,
-            preprocessing=preprocessing,
-            layers=tuple(_record(layer) for layer in network.linears),
-            training=dict(training or {}),
-            data=dict(data or {}),
-            metrics=dict(metrics or {}),
-        )
+        try:
+            manifest = Manifest(
+                name=name,
+                description=description,
+                labels=labels,
+                preprocessing=preprocessing,
+                layers=tuple(_record(layer) for layer in network.linears),
+                training=dict(training or {}),
+                data=dict(data or {}),
+                metrics=dict(metrics or {}),
+            )
+        except ValidationError as error:
+            field, given = ".".join(map(str, error.errors()[0]["loc"])), error.errors()[0]["input"]
+            raise BundleError(
+                f"{field} {given!r} cannot be one; a name has lower-case letters, digits, '.', '_' and '-'"
+            ) from None
         return cls(manifest, network)
 
     def write(self, directory: Path) -> Bundle:

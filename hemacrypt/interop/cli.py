@@ -91,18 +91,15 @@ def convert(
     words = words or tuple(str(number) for number in range(network.outputs))
     if len(set(words)) != len(words):
         raise InteropError("two labels are the same; answers could not be told apart")
-    try:
-        converted = Bundle.create(
-            network,
-            name=name or _name_of(source),
-            description=description,
-            labels=words,
-            preprocessing=declared,
-            training={"converted_from": source.name},
-            metrics={"margins": margins} if margins else {},
-        )
-    except ValidationError:
-        raise InteropError(f"--name {name!r} cannot be one; use lower-case letters, digits, '.', '_', '-'") from None
+    converted = Bundle.create(
+        network,
+        name=name or _name_of(source),
+        description=description,
+        labels=words,
+        preprocessing=declared,
+        training={"converted_from": source.name},
+        metrics={"margins": margins} if margins else {},
+    )
     bundle = converted.write(out)
     for index, (layer, peaks) in enumerate(zip(bundle.network.linears, bundle.network.peaks, strict=True)):
         console.print(f"layer {index}: {layer.describe()}, values up to {np.max(peaks):.3g}", highlight=False)

@@ -112,6 +112,12 @@ def test_a_weight_beyond_float32_is_refused_before_anything_is_written(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["Bad Name", "", "über", "a" * 65, "../up"])
+def test_what_cannot_be_a_name_is_refused_in_a_sentence(name: str) -> None:
+    with pytest.raises(BundleError, match="cannot be one; a name has lower-case letters"):
+        make(name=name)
+
+
 def test_round_trip_keeps_the_network_in_float32_and_the_manifest(tmp_path: Path) -> None:
     original = make()
     returned = original.write(tmp_path / "deep" / "bundle")
