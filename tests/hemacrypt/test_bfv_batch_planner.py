@@ -29,7 +29,7 @@ def assert_exact(network: CollapsedNetwork, plan: BfvBatchPlan, count: int = 3) 
     assert batch_integers(plan, images).tolist() == expected.tolist()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
 @given(seed=st.integers(0, 1 << 30), squares=st.integers(0, 3))
 def test_random_networks_are_exact(seed: int, squares: int) -> None:
     network = random_network(seed, squares)
