@@ -304,6 +304,16 @@ class _Modulus:
         return np.array(self._encoder.decode_uint64(plain), dtype=np.int64).reshape(2, -1)
 
 
+def _combined(
+    residues: Sequence[npt.NDArray[np.int64]], plan: PublicBfvPlan | PublicBfvBatchPlan
+) -> npt.NDArray[np.object_]:
+    """Put residues of logits together, and refuse integers that no valid image makes."""
+    logits = combine(residues, plan.plain_moduli)
+    if (abs(logits) > plan.largest_logit).any():
+        raise FormatError("reply", f"a logit exceeds {plan.largest_logit}, which no valid image can make it do")
+    return logits
+
+
 class BfvKeyHolder(_SecretKey):
     """The same for exact evaluation under BFV, one ciphertext for each plaintext modulus.
 
@@ -388,10 +398,7 @@ class BfvKeyHolder(_SecretKey):
         for number, holder in enumerate(self._moduli):
             mine = replies[number * each : (number + 1) * each]
             residues.append(self._residues(np.stack([holder.decrypt(reply, plan.output_level) for reply in mine])))
-        logits = combine(residues, plan.plain_moduli)
-        if (abs(logits) > plan.largest_logit).any():
-            raise FormatError("reply", f"a logit exceeds {plan.largest_logit}, which no valid image can make it do")
-        return logits
+        return _combined(residues, plan)
 
     def decrypt(self, replies: Sequence[bytes]) -> Array:
         """Decrypt the service's reply to logits in the network's units, shape (images, logits); see `decrypt_integers`.
@@ -504,10 +511,7 @@ class BfvBatchKeyHolder(_SecretKey):
                 )
             residues.append(slots[:, :images].T)
         # With a full batch there are no copies: then it is the size that tells, for under another key it is random.
-        logits = combine(residues, plan.plain_moduli)
-        if (abs(logits) > plan.largest_logit).any():
-            raise FormatError("reply", f"a logit exceeds {plan.largest_logit}, which no valid image can make it do")
-        return logits
+        return _combined(residues, plan)
 
     def decrypt(self, replies: Sequence[bytes], images: int) -> Array:
         """Decrypt the service's replies to logits in the network's units, shape (images, logits)."""

@@ -13,8 +13,6 @@ after each operation.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,7 +21,7 @@ import numpy.typing as npt
 
 from hemacrypt.errors import PlanError
 from hemacrypt.network import Array
-from hemacrypt.plan import KeyGroup, Parameters, check_key_groups
+from hemacrypt.plan import KeyGroup, Parameters, check_key_groups, digest, requirements_id
 
 Numbers = npt.NDArray[np.int64]
 
@@ -237,10 +235,6 @@ class PublicBatchPlan:
             )
         return content[:, :images].T.copy()
 
-    @property
-    def _parameters(self) -> list[object]:
-        return [self.parameters.degree, self.parameters.data_primes, self.parameters.special_prime]
-
     @cached_property
     def plan_id(self) -> str:
         """SHA-256 that client and service compare before they compute, hexadecimal."""
@@ -248,7 +242,7 @@ class PublicBatchPlan:
             "layout": "batch",
             "model": self.model,
             "labels": self.labels,
-            "parameters": self._parameters,
+            "parameters": self.parameters.content,
             "order": self.input_order,
             "levels": [self.input_level, self.output_level],
             "scales": [self.input_scale.hex(), self.output_scale.hex()],
@@ -256,12 +250,12 @@ class PublicBatchPlan:
             "preprocessing": self.preprocessing_digest,
             "error": [self.logit_error_bound.hex(), self.logit_limit.hex()],
         }
-        return _digest(content)
+        return digest(content)
 
     @cached_property
     def requirements_id(self) -> str:
         """SHA-256 over all that evaluation keys depend on, hexadecimal: plans that share it share keys."""
-        return _digest([self._parameters, self.keys])
+        return requirements_id(self.parameters, self.keys)
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,7 +301,3 @@ class BatchPlan:
     def squares(self) -> tuple[BatchSquare, ...]:
         """The squares in order; number i stands between the affine maps i and i + 1."""
         return tuple(step for step in self.steps if isinstance(step, BatchSquare))
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()

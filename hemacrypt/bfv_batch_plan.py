@@ -7,9 +7,6 @@ budget, and fewer, larger plaintext moduli serve. Both rows hold images: N of th
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hemacrypt.batch_plan import LARGEST_ROW, LARGEST_WEIGHT, Numbers
-from hemacrypt.bfv_plan import check_plain_moduli
+from hemacrypt.bfv_plan import check_exact_numbers, check_plain_moduli
 from hemacrypt.errors import PlanError
-from hemacrypt.plan import KeyGroup, Parameters, check_key_groups
+from hemacrypt.plan import KeyGroup, Parameters, check_key_groups, digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,10 +145,7 @@ class PublicBfvBatchPlan:
             raise PlanError(
                 f"levels {self.input_level} and {self.output_level} do not descend from {self.parameters.top_level}"
             )
-        if not 0 < 2 * self.largest_logit < math.prod(self.plain_moduli):
-            raise PlanError(f"logits up to {self.largest_logit} do not fit the plaintext moduli; take one more")
-        if not (0 < self.input_scale < math.inf and 0 < self.output_scale < math.inf):
-            raise PlanError(f"scales {self.input_scale:g} and {self.output_scale:g}; expected positive numbers")
+        check_exact_numbers(self.plain_moduli, self.largest_logit, (self.input_scale, self.output_scale))
 
     @property
     def images(self) -> int:
@@ -218,7 +212,7 @@ class PublicBfvBatchPlan:
             "layout": "batch",
             "model": self.model,
             "labels": self.labels,
-            "parameters": [self.parameters.degree, self.parameters.data_primes, self.parameters.special_prime],
+            "parameters": self.parameters.content,
             "plain_moduli": self.plain_moduli,
             "order": self.input_order,
             "levels": [self.input_level, self.output_level],
@@ -227,7 +221,7 @@ class PublicBfvBatchPlan:
             "preprocessing": self.preprocessing_digest,
             "bounds": [str(self.largest_logit), self.proven, self.quantisation_error.hex()],
         }
-        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+        return digest(content)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,6 @@ are those of CKKS: one set of keys serves both schemes.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +21,18 @@ import numpy as np
 import numpy.typing as npt
 
 from hemacrypt.errors import PlanError
-from hemacrypt.plan import Copy, KeyGroup, Layout, Parameters, Term, Turn, check_key_groups, is_prime
+from hemacrypt.plan import (
+    Copy,
+    KeyGroup,
+    Layout,
+    Parameters,
+    Term,
+    Turn,
+    check_key_groups,
+    digest,
+    is_prime,
+    requirements_id,
+)
 
 Integers = npt.NDArray[np.int64]
 
@@ -163,10 +172,7 @@ class PublicBfvPlan:
             raise PlanError(
                 f"integer inputs from {self.input_range[0]} to {self.input_range[1]}; expected some, below 2^53"
             )
-        if not 0 < 2 * self.largest_logit < math.prod(self.plain_moduli):
-            raise PlanError(f"logits up to {self.largest_logit} do not fit the plaintext moduli; take one more")
-        if not (0 < self.input_scale < math.inf and 0 < self.output_scale < math.inf):
-            raise PlanError(f"scales {self.input_scale:g} and {self.output_scale:g}; expected positive numbers")
+        check_exact_numbers(self.plain_moduli, self.largest_logit, (self.input_scale, self.output_scale))
 
     @property
     def images(self) -> int:
@@ -186,8 +192,7 @@ class PublicBfvPlan:
     @cached_property
     def requirements_id(self) -> str:
         """SHA-256 over all that evaluation keys depend on, as for plans of CKKS: plans that share it share keys."""
-        parameters = [self.parameters.degree, self.parameters.data_primes, self.parameters.special_prime]
-        return _digest([parameters, self.keys])
+        return requirements_id(self.parameters, self.keys)
 
     @cached_property
     def plan_id(self) -> str:
@@ -196,7 +201,7 @@ class PublicBfvPlan:
             "scheme": "bfv",
             "model": self.model,
             "labels": self.labels,
-            "parameters": [self.parameters.degree, self.parameters.data_primes, self.parameters.special_prime],
+            "parameters": self.parameters.content,
             "plain_moduli": self.plain_moduli,
             "layouts": [
                 [layout.positions.tolist(), np.flatnonzero(layout.flags).tolist(), layout.period, layout.ciphertexts,
@@ -209,11 +214,7 @@ class PublicBfvPlan:
             "preprocessing": self.preprocessing_digest,
             "bounds": [self.input_range, str(self.largest_logit), self.proven, self.quantisation_error.hex()],
         }  # fmt: skip
-        return _digest(content)
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+        return digest(content)
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,6 +251,20 @@ class BfvPlan:
     def parameters(self) -> Parameters:
         """Degree and modulus chain."""
         return self.public.parameters
+
+
+def check_exact_numbers(moduli: tuple[int, ...], largest_logit: int, scales: tuple[float, float]) -> None:
+    """Make sure that logits fit their plaintext moduli, and that the scales of input and output are some.
+
+    Raises
+    ------
+    PlanError
+        If they do not, or are none.
+    """
+    if not 0 < 2 * largest_logit < math.prod(moduli):
+        raise PlanError(f"logits up to {largest_logit} do not fit the plaintext moduli; take one more")
+    if not all(0 < scale < math.inf for scale in scales):
+        raise PlanError(f"scales {scales[0]:g} and {scales[1]:g}; expected positive numbers")
 
 
 def check_plain_moduli(moduli: tuple[int, ...], parameters: Parameters) -> None:

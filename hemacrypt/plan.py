@@ -87,6 +87,11 @@ class Parameters:
         return math.prod((*self.data_primes, self.special_prime)).bit_length()
 
     @property
+    def content(self) -> list[object]:
+        """What digests of plans are taken over."""
+        return [self.degree, self.data_primes, self.special_prime]
+
+    @property
     def prime_bits(self) -> int:
         """Bits of the shortest data prime."""
         return min(self.data_primes).bit_length()
@@ -507,6 +512,11 @@ def check_key_groups(parameters: Parameters, groups: Sequence[KeyGroup]) -> None
             raise PlanError(f"Galois elements must be odd and lie between 3 and {2 * parameters.degree - 1}")
 
 
+def requirements_id(parameters: Parameters, keys: Sequence[KeyGroup]) -> str:
+    """Return the SHA-256 over all that evaluation keys depend on, hexadecimal: plans that share it share keys."""
+    return digest([parameters.content, keys])
+
+
 @dataclass(frozen=True, eq=False)
 class PublicPlan:
     """The half of a plan that a client receives: no weights, nothing derived from them but sizes.
@@ -627,11 +637,7 @@ class PublicPlan:
     @cached_property
     def requirements_id(self) -> str:
         """SHA-256 over all that evaluation keys depend on, hexadecimal: plans that share it share keys."""
-        return _digest([self._parameters, self.keys])
-
-    @property
-    def _parameters(self) -> list[object]:
-        return [self.parameters.degree, self.parameters.data_primes, self.parameters.special_prime]
+        return requirements_id(self.parameters, self.keys)
 
     @cached_property
     def plan_id(self) -> str:
@@ -639,7 +645,7 @@ class PublicPlan:
         content = {
             "model": self.model,
             "labels": self.labels,
-            "parameters": self._parameters,
+            "parameters": self.parameters.content,
             "layouts": [
                 [
                     layout.positions.tolist(),
@@ -662,10 +668,11 @@ class PublicPlan:
                 )
             ],
         }
-        return _digest(content)
+        return digest(content)
 
 
-def _digest(content: object) -> str:
+def digest(content: object) -> str:
+    """Return the SHA-256 by which client and service compare plain values, hexadecimal."""
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 

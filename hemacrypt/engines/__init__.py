@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,15 @@ __all__ = [
 # Names of the engines that work on ciphertexts; `clear` never serves requests.
 ENCRYPTED_ENGINES = ("vector", "seal")
 DEFAULT_ENGINE = "vector"
+
+
+@contextmanager
+def _numba_for(who_needs: str) -> Iterator[None]:
+    """Import kernels; where Numba is missing, say who needs it and where it comes from."""
+    try:
+        yield
+    except ImportError as error:
+        raise PlanError(f"{who_needs} Numba: pip install 'hemacrypt[service]' ({error})") from None
 
 
 def check_engine(name: str) -> None:
@@ -75,11 +86,9 @@ def encrypted_engine(
         from hemacrypt.engines.seal import SealEngine
 
         return SealEngine(plan)
-    try:
+    with _numba_for("the engine 'vector' needs"):
         from hemacrypt.engines.vector.cache import DiagonalCache
         from hemacrypt.engines.vector.engine import VectorEngine
-    except ImportError as error:
-        raise PlanError(f"the engine 'vector' needs Numba: pip install 'hemacrypt[service]' ({error})") from None
 
     return VectorEngine(plan, threads, DiagonalCache(cache, cache_limit) if cache else None)
 
@@ -106,10 +115,8 @@ def encrypted_bfv_engine(name: str, plan: BfvPlan, threads: int = 1) -> ExactEng
         from hemacrypt.engines.bfv_seal import BfvSealEngine
 
         return BfvSealEngine(plan)
-    try:
+    with _numba_for("the engine 'vector' needs"):
         from hemacrypt.engines.vector.exact import BfvVectorEngine
-    except ImportError as error:
-        raise PlanError(f"the engine 'vector' needs Numba: pip install 'hemacrypt[service]' ({error})") from None
 
     return BfvVectorEngine(plan, threads)
 
@@ -136,10 +143,8 @@ def exact_batch_engine(name: str, plan: BfvBatchPlan, threads: int = 1) -> BfvBa
         from hemacrypt.engines.bfv_batch_seal import BfvBatchSealEngine
 
         return BfvBatchSealEngine(plan)
-    try:
+    with _numba_for("batches need"):
         from hemacrypt.engines.vector.exact_batch import BfvBatchEngine
-    except ImportError as error:
-        raise PlanError(f"batches need Numba: pip install 'hemacrypt[service]' ({error})") from None
 
     return BfvBatchEngine(plan, threads)
 
@@ -159,9 +164,7 @@ def batch_engine(plan: BatchPlan, threads: int = 1) -> BatchEngine:
     PlanError
         If what it needs is not installed.
     """
-    try:
+    with _numba_for("batches need"):
         from hemacrypt.engines.vector.batch import BatchEngine
-    except ImportError as error:
-        raise PlanError(f"batches need Numba: pip install 'hemacrypt[service]' ({error})") from None
 
     return BatchEngine(plan, threads)

@@ -32,7 +32,7 @@ from hemacrypt.errors import PlanError
 from hemacrypt.network import Array, CollapsedNetwork, Convolution, Entries
 from hemacrypt.plan import KeyGroup, Parameters
 from hemacrypt.planner import chain
-from hemacrypt.planner.noise import NoiseModel
+from hemacrypt.planner.noise import NoiseModel, rounded_up
 from hemacrypt.planner.scales import HEADROOM_BITS
 
 # A bound on the error that is this part of the largest logit is small enough to stop looking for a better schedule.
@@ -177,7 +177,7 @@ def plan_batch(
         input_scale=2.0 ** bits[0],
         output_scale=last,
         keys=tuple(KeyGroup(level, True, ()) for level in levels),
-        logit_error_bound=_rounded_up(bound),
+        logit_error_bound=rounded_up(bound),
         logit_limit=2 ** (chosen.bits_at(schedule.last_level) - 1) / last,
         preprocessing_digest=preprocessing_digest,
     )
@@ -192,12 +192,6 @@ def plan_batch(
 
 def _parameters(network: CollapsedNetwork) -> Parameters:
     return list(chain.candidates(network.squares, 1, []))[-1]
-
-
-def _rounded_up(value: float) -> float:
-    """Round up to three digits, so that machines whose exponentials differ in the last bit make the same plan."""
-    digits = 10.0 ** (math.floor(math.log10(value)) - 2)
-    return float(f"{math.ceil(value / digits) * digits:.3e}")
 
 
 def _sources(network: CollapsedNetwork, entries: Sequence[Entries], peaks: Sequence[Array]) -> _Sources:

@@ -309,11 +309,11 @@ def _planned(chosen: Chosen, wanted: _Wanted) -> Plan:
         input_scale=steps[0].input_scale,
         output_scale=last,
         keys=chosen.keys,
-        logit_error_bound=_rounded_up(deviations * found.limit),
-        logit_error_floor=_rounded_up(deviations * (found.floor if wanted.guard_limit else found.limit)),
+        logit_error_bound=noise.rounded_up(deviations * found.limit),
+        logit_error_floor=noise.rounded_up(deviations * (found.floor if wanted.guard_limit else found.limit)),
         guard_limit=wanted.guard_limit,
         logit_limit=parameters.data_primes[0] / 2 / last / math.hypot(1, other),
-        copy_error_bound=_rounded_up(deviations * max(found.limit, found.of_copy)),
+        copy_error_bound=noise.rounded_up(deviations * max(found.limit, found.of_copy)),
         preprocessing_digest=wanted.preprocessing_digest,
     )
     plan = Plan(
@@ -325,12 +325,6 @@ def _planned(chosen: Chosen, wanted: _Wanted) -> Plan:
         reasons=_reasons(network, parameters, steps, chosen.source),
     )
     return wanted.normal.restored(plan)
-
-
-def _rounded_up(value: float) -> float:
-    """Round up to three digits, so that machines whose exponentials differ in the last bit make the same plan."""
-    digits = 10.0 ** (math.floor(math.log10(value)) - 2)
-    return float(f"{math.ceil(value / digits) * digits:.3e}")
 
 
 def _reasons(

@@ -21,7 +21,7 @@ from hemacrypt.plan import (
     Term,
     Turn,
 )
-from hemacrypt.planner import chain, costs
+from hemacrypt.planner import costs
 from hemacrypt.planner.diagonals import Grid, MatrixForm, forms, image_grids, power_of_two_from
 from hemacrypt.planner.rotations import Split, arrange, splits, turn_groups
 
@@ -75,15 +75,10 @@ class Chooser:
     network, slots, images:
         As in `plan_network`.
     parameters:
-        Degree and modulus chain; the smallest that serve by default.
+        Degree and modulus chain.
     """
 
-    def __init__(
-        self, network: CollapsedNetwork, slots: Slots, images: int, parameters: Parameters | None = None
-    ) -> None:
-        if parameters is None:
-            widest = max(network.inputs, *(layer.outputs for layer in network.linears))
-            parameters = list(chain.candidates(network.squares, widest, []))[-1]
+    def __init__(self, network: CollapsedNetwork, slots: Slots, images: int, parameters: Parameters) -> None:
         self.parameters = parameters
         self._network, self._slots, self._images = network, slots, images
         self._entries = [layer.entries() for layer in network.linears]

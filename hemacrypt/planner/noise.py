@@ -16,6 +16,7 @@ Compare Costache et al., "On the precision loss in approximate homomorphic encry
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +41,12 @@ def deviations_of_bound(layout: Layout) -> float:
     the two the factor was checked with Chernoff's bound.
     """
     return float(6 * (1 + 1.4 / np.sqrt(layout.copies)))
+
+
+def rounded_up(value: float) -> float:
+    """Round up to three digits, so that machines whose exponentials differ in the last bit make the same plan."""
+    digits = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return float(f"{math.ceil(value / digits) * digits:.3e}")
 
 
 class NoiseModel:
