@@ -16,7 +16,7 @@ from hemacrypt.bfv_batch_plan import (
 )
 from hemacrypt.bfv_plan import BfvLinear, BfvPlan, BfvStep
 from hemacrypt.planner import costs
-from hemacrypt.planner.report import full_ciphertext_bytes, seeded_ciphertext_bytes, table
+from hemacrypt.planner.report import describe_parameters, full_ciphertext_bytes, seeded_ciphertext_bytes, table
 
 ExactPlan = BfvPlan | BfvBatchPlan
 
@@ -58,12 +58,7 @@ def describe_bfv(plan: ExactPlan) -> dict[str, Any]:
         "layout": "batch" if isinstance(plan, BfvBatchPlan) else "latency",
         "model": public.model,
         "plan_id": public.plan_id,
-        "degree": parameters.degree,
-        "slots": parameters.slots,
-        "data_primes": parameters.data_primes,
-        "special_prime": parameters.special_prime,
-        "modulus_bits": parameters.modulus_bits,
-        "security_bits": 128,
+        **describe_parameters(parameters),
         "plain_moduli": moduli,
         "plain_bits": round(math.log2(math.prod(moduli)), 1),
         "input_scale": public.input_scale,

@@ -27,6 +27,18 @@ def full_ciphertext_bytes(parameters: Parameters, level: int) -> int:
     return 2 * seeded_ciphertext_bytes(parameters, level)
 
 
+def describe_parameters(parameters: Parameters) -> dict[str, Any]:
+    """Return degree and modulus chain as plain values."""
+    return {
+        "degree": parameters.degree,
+        "slots": parameters.slots,
+        "data_primes": parameters.data_primes,
+        "special_prime": parameters.special_prime,
+        "modulus_bits": parameters.modulus_bits,
+        "security_bits": 128,
+    }
+
+
 def describe(plan: Plan) -> dict[str, Any]:
     """Return a plan as plain values: no weights, everything else that explains it."""
     parameters, public = plan.parameters, plan.public
@@ -54,12 +66,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     return {
         "model": public.model,
         "plan_id": public.plan_id,
-        "degree": parameters.degree,
-        "slots": parameters.slots,
-        "data_primes": parameters.data_primes,
-        "special_prime": parameters.special_prime,
-        "modulus_bits": parameters.modulus_bits,
-        "security_bits": 128,
+        **describe_parameters(parameters),
         "steps": steps,
         "images": public.images,
         "layouts": {
