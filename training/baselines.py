@@ -28,7 +28,8 @@ def area(images: Pixels) -> Floats:
     images:
         uint8, shape (n, size, size, 3), segmented cells on black as `Preprocessing.reduce` gives them.
     """
-    return images.any(axis=3).sum(axis=(1, 2), dtype=np.float64)[:, None]
+    pixels: Floats = images.any(axis=3).sum(axis=(1, 2), dtype=np.float64)
+    return pixels[:, None]
 
 
 def mean_colour(images: Pixels) -> Floats:
