@@ -59,9 +59,9 @@ _LIMITS = """\
 - Under encryption logits have an error within the plan's bound (CKKS), or weights are rounded to integers (BFV)."""
 
 _ETHICS = """\
-The images come from patients and donors, published without names by the makers of the data set; their subject
-numbers are used for honest splits and for nothing else. Age, sex and ancestry are no part of the data, so nobody
-can say whether the model serves all alike. A false negative may delay treatment, a false positive frightens: neither label
+The images come from patients and donors, published without names by the makers of the data set; their subject numbers
+are used for honest splits and for nothing else. Age, sex and ancestry are no part of the data, so nobody can say
+whether the model serves all alike. A false negative may delay treatment, a false positive frightens: neither label
 may stand alone. Encryption keeps pixels and logits from whoever runs the model. It does not keep the model from
 whoever may ask it often: answers tell something about weights, and weights something about training data."""
 
