@@ -19,6 +19,7 @@ from hemacrypt.folding import NO_PADDING, Fold, Padding, same_padding
 from hemacrypt.network import Array, CollapsedNetwork, Linear, Shape
 from training.errors import CollapseError
 from training.models import Quadratic, Square
+from training.symmetry import ORDER, OrbitMean, SymmetricConv2D, SymmetricNormalization
 
 
 def collapse(model: keras.Sequential, input_range: tuple[float, float] = (0.0, 1.0)) -> CollapsedNetwork:
@@ -27,8 +28,8 @@ def collapse(model: keras.Sequential, input_range: tuple[float, float] = (0.0, 1
     Parameters
     ----------
     model:
-        Sequential of Conv2D, AveragePooling2D, BatchNormalization, Rescaling, Dropout, Flatten, Dense, Square and
-        Quadratic, reading (batch, height, width, channels) and ending in a dense layer or convolution.
+        Sequential of Conv2D, AveragePooling2D, BatchNormalization, Rescaling, Dropout, Flatten, Dense, Square,
+        Quadratic and the layers of `training.symmetry`, reading (batch, height, width, channels) and ending in a dense layer or convolution.
     input_range:
         Smallest and largest value of a preprocessed image.
 
@@ -93,6 +94,9 @@ class _KerasFold:
             layers.Dense: self._dense,
             Square: self._square,
             Quadratic: self._quadratic,
+            SymmetricConv2D: self._symmetric_convolution,
+            SymmetricNormalization: self._symmetric_normalisation,
+            OrbitMean: self._orbit_mean,
         }
         handler = handlers.get(type(layer))
         if handler is None:
@@ -176,6 +180,31 @@ class _KerasFold:
             kernel = kernel.reshape(height, width, channels, -1).transpose(2, 0, 1, 3).reshape(prod(shape), -1)
         bias = np.asarray(layer.bias, dtype=np.float64) if layer.use_bias else np.zeros(kernel.shape[1])
         self._fold.dense(layer.name, kernel.T, bias)
+
+    def _symmetric_convolution(self, layer: Any) -> None:
+        kernel = np.asarray(layer.full_kernel(), dtype=np.float64).transpose(3, 2, 0, 1)
+        nothing = np.zeros(len(kernel))
+        shape = self._fold.map_shape
+        if shape is not None and shape[1:] == kernel.shape[2:] and not layer.padding:
+            # Of one window only: a dense layer, for which the planner has more ways.
+            self._fold.flatten()
+            self._fold.dense(layer.name, kernel.reshape(len(kernel), -1), nothing)
+        else:
+            edge = (layer.padding, layer.padding)
+            self._fold.convolution(layer.name, kernel, nothing, layer.stride, (edge, edge))
+
+    def _symmetric_normalisation(self, layer: Any) -> None:
+        gamma, beta, mean, variance = (
+            np.repeat(np.asarray(numbers, dtype=np.float64), ORDER)
+            for numbers in (layer.gamma, layer.beta, layer.mean, layer.variance)
+        )
+        scale = gamma / np.sqrt(variance + layer.epsilon)
+        self._fold.scale_and_shift(layer.name, scale, beta - mean * scale)
+
+    def _orbit_mean(self, layer: Any) -> None:
+        orbits = self._fold.values // ORDER
+        mean = np.repeat(np.eye(orbits), ORDER, axis=1) / ORDER
+        self._fold.dense(layer.name, mean, np.zeros(orbits))
 
     def _padding(self, layer: Any, window: tuple[int, ...], stride: int) -> Padding:
         """Return the zeros that Keras adds; with 'same' and an odd number of them the end gets one more."""
