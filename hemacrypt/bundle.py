@@ -6,6 +6,7 @@ A bundle is a directory::
     tensors.safetensors   kernels, matrices, biases, measured magnitudes (float32)
     all_weights.csv       the paper's form: one line per layer
     all_bias.csv
+    MODEL_CARD.md         optional: for people, what the model is for, what it was measured on, what it cannot do
 
 The manifest carries the SHA-256 of every other file and of itself (over its canonical JSON without that field), so
 a changed byte anywhere is refused. Nothing in it is executable and nothing is unpickled.
@@ -36,8 +37,9 @@ MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
 WEIGHTS_CSV = "all_weights.csv"
 BIAS_CSV = "all_bias.csv"
+CARD = "MODEL_CARD.md"
 # Largest file that a reader opens: a bundle of the family is far below, a planted file may not exhaust memory.
-_LARGEST = {MANIFEST: 4 << 20, TENSORS: 1 << 30, WEIGHTS_CSV: 2 << 30, BIAS_CSV: 64 << 20}
+_LARGEST = {MANIFEST: 4 << 20, TENSORS: 1 << 30, WEIGHTS_CSV: 2 << 30, BIAS_CSV: 64 << 20, CARD: 1 << 20}
 
 
 class _Record(BaseModel):
@@ -104,9 +106,11 @@ class Bundle:
         The sealed manifest.
     network:
         The collapsed network.
+    card:
+        The model card, Markdown; empty where there is none.
     """
 
-    def __init__(self, manifest: Manifest, network: CollapsedNetwork) -> None:
+    def __init__(self, manifest: Manifest, network: CollapsedNetwork, card: str = "") -> None:
         if len(manifest.labels) != network.outputs:
             raise BundleError(f"{len(manifest.labels)} labels for {network.outputs} logits; give one label per logit")
         if manifest.preprocessing.input_shape != network.input_shape:
@@ -115,6 +119,7 @@ class Bundle:
             )
         self.manifest = manifest
         self.network = network
+        self.card = card
 
     @property
     def digest(self) -> str:
@@ -133,6 +138,7 @@ class Bundle:
         training: Mapping[str, Any] | None = None,
         data: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Any] | None = None,
+        card: str = "",
     ) -> Bundle:
         """Put a bundle together in memory; `write` seals it.
 
@@ -157,7 +163,11 @@ class Bundle:
             raise BundleError(
                 f"{field} {given!r} cannot be one; a name has lower-case letters, digits, '.', '_' and '-'"
             ) from None
-        return cls(manifest, network)
+        return cls(manifest, network, card)
+
+    def with_card(self, card: str) -> Bundle:
+        """Return the bundle, in memory, with a model card: Markdown for people, no part of what is computed."""
+        return Bundle(self.manifest, self.network, card)
 
     def write(self, directory: Path) -> Bundle:
         """Write the bundle; the directory appears whole or not at all.
@@ -172,7 +182,7 @@ class Bundle:
         Raises
         ------
         BundleError
-            If the directory exists and is not a bundle, or the disk refuses.
+            If the directory exists and is not a bundle, the card is too long, or the disk refuses.
         """
         if directory.exists() and not _is_bundle(directory):
             raise BundleError(f"{directory} exists and is no bundle; name a new directory or remove it first")
@@ -203,7 +213,10 @@ class Bundle:
                 for index in range(len(self.network.linears)):
                     # Nine significant digits bring every float32 back exactly.
                     file.write(",".join(f"{v:.9g}" for v in tensors[f"layers.{index}.{part}"].ravel()) + "\n")
-        digests = {name: _sha256(staging / name) for name in (TENSORS, WEIGHTS_CSV, BIAS_CSV)}
+        if self.card:
+            (staging / CARD).write_text(self.card, encoding="utf-8", newline="\n")
+        names = (TENSORS, WEIGHTS_CSV, BIAS_CSV, *([CARD] if self.card else []))
+        digests = {name: _sha256(staging / name) for name in names}
         manifest = self.manifest.model_copy(update={"digests": digests}).sealed()
         (staging / MANIFEST).write_text(manifest.text(), encoding="utf-8")
 
@@ -222,7 +235,8 @@ class Bundle:
         if extra:
             raise BundleError(f"{directory} holds files that no bundle has ({', '.join(extra[:3])}); remove them")
         manifest = _read_manifest(_checked(directory / MANIFEST))
-        for name in (TENSORS, WEIGHTS_CSV, BIAS_CSV):
+        has_card = CARD in manifest.digests or (directory / CARD).exists()
+        for name in (TENSORS, WEIGHTS_CSV, BIAS_CSV, *([CARD] if has_card else [])):
             expected, got = manifest.digests.get(name, "none"), _sha256(_checked(directory / name))
             if got != expected:
                 raise BundleError(
@@ -241,7 +255,7 @@ class Bundle:
             raise BundleError(
                 f"{directory}: manifest and tensors disagree ({error}); export the model again"
             ) from error
-        return cls(manifest, network)
+        return cls(manifest, network, _read_card(directory / CARD) if has_card else "")
 
 
 def _float32(part: str, index: int, values: Array) -> npt.NDArray[np.float32]:
@@ -310,6 +324,13 @@ def _checked(path: Path) -> Path:
     if path.stat().st_size > _LARGEST[path.name]:
         raise BundleError(f"{path} has {path.stat().st_size:,} bytes; expected at most {_LARGEST[path.name]:,}")
     return path
+
+
+def _read_card(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path} is no text in UTF-8 ({error.reason}); restore it from its source") from error
 
 
 def _read_manifest(path: Path) -> Manifest:

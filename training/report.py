@@ -11,6 +11,14 @@ from rich.table import Table
 
 from training.evaluate import Figures
 
+_ROWS = {
+    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "weighted_f1": "weighted F1", "auroc": "AUROC",
+    "sensitivity": "sensitivity", "specificity": "specificity", "ece": "calibration error",
+    "subject_auroc": "AUROC by subject", "subject_accuracy": "accuracy by subject",
+}  # fmt: skip
+# Everything else is a share of cells or of subjects, and stands in per cent.
+_NUMBERS = ("weighted_f1", "auroc", "ece", "subject_auroc")
+
 
 def bar(console: Console) -> Progress:
     """Return a progress bar with count and remaining time."""
@@ -57,20 +65,18 @@ def draw_curves(history: Mapping[str, Sequence[float]], title: str, path: Path) 
 def figures_table(parts: Mapping[str, Figures]) -> Table:
     """Return a table of figures with the protocol in words beside them."""
     words = "\n".join(f"{name}: {part.protocol}" for name, part in parts.items())
-    table = Table(
-        caption=f"{words}\nleukaemic = positive; 95 % intervals by resampling subjects", caption_justify="left"
-    )
-    for column in ("part", "cells", "subjects", "accuracy", "balanced", "AUROC", "sensitivity", "specificity"):
-        table.add_column(column, justify="left" if column == "part" else "right", overflow="fold")
-    for name, part in parts.items():
-        table.add_row(
-            Path(name).name,
-            str(part.n),
-            str(part.n_subjects),
-            "{:.1%}\n({:.0%}-{:.0%})".format(part.accuracy, *part.accuracy_interval),
-            f"{part.balanced_accuracy:.1%}",
-            "{:.3f}\n({:.2f}-{:.2f})".format(part.auroc, *part.auroc_interval),
-            f"{part.sensitivity:.1%}",
-            f"{part.specificity:.1%}",
-        )
+    caption = f"{words}\nleukaemic = positive; 95 % intervals by resampling groups of subjects"
+    table = Table("", caption=caption, caption_justify="left")
+    for name in parts:
+        table.add_column(Path(name).name, justify="right", overflow="fold")
+    table.add_row("cells", *(str(part.n) for part in parts.values()))
+    table.add_row("subjects", *(str(part.n_subjects) for part in parts.values()))
+    for key, words in _ROWS.items():
+        table.add_row(words, *(_figure(part, key) for part in parts.values()))
     return table
+
+
+def _figure(part: Figures, name: str) -> str:
+    """Return a figure with its interval."""
+    form = "{:.3f} ({:.3f}-{:.3f})" if name in _NUMBERS else "{:.1%} ({:.0%}-{:.0%})"
+    return form.format(getattr(part, name), *part.intervals[name])

@@ -18,7 +18,7 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hemacrypt.bundle import BIAS_CSV, MANIFEST, TENSORS, WEIGHTS_CSV, Bundle
+from hemacrypt.bundle import BIAS_CSV, CARD, MANIFEST, TENSORS, WEIGHTS_CSV, Bundle
 from hemacrypt.errors import BundleError
 from hemacrypt.network import CollapsedNetwork, Convolution, Dense
 from hemacrypt.preprocess import Preprocessing
@@ -523,3 +523,69 @@ def test_csv_brings_back_any_float32(tmp_path_factory: pytest.TempPathFactory, v
     parsed = [float(cell) for cell in (directory / WEIGHTS_CSV).read_text(encoding="ascii").split(",")]
     np.testing.assert_array_equal(np.array(parsed).astype(np.float32), linear.weight[0].astype(np.float32))
     shutil.rmtree(directory.parent)
+
+
+# ---------------------------------------------------------------------------------------------- model cards
+
+TEXT = "# tiny\n\nFür niemanden.\n"
+
+
+@pytest.fixture
+def carded(tmp_path: Path) -> Path:
+    make(card=TEXT).write(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def test_a_card_survives_the_round_trip_and_a_bundle_without_one_has_none(carded: Path, pristine: Path) -> None:
+    assert (carded / CARD).read_bytes() == TEXT.encode()
+    read = Bundle.read(carded)
+    assert read.card == TEXT
+    assert set(read.manifest.digests) == {TENSORS, WEIGHTS_CSV, BIAS_CSV, CARD}
+    without = Bundle.read(pristine)
+    assert without.card == ""
+    assert CARD not in without.manifest.digests
+    assert without.digest != read.digest
+    assert without.with_card(TEXT).write(carded).digest == read.digest
+
+
+def test_replacing_a_bundle_with_a_card_by_one_without_leaves_none(carded: Path) -> None:
+    assert make().write(carded).card == ""
+    assert sorted(entry.name for entry in carded.iterdir()) == sorted(FILES)
+
+
+def test_no_byte_of_a_card_can_change(carded: Path) -> None:
+    for position in range(len(TEXT.encode())):
+        _flip(carded / CARD, position, position % 8)
+        with pytest.raises(BundleError, match=CARD):
+            Bundle.read(carded)
+        _flip(carded / CARD, position, position % 8)
+    assert Bundle.read(carded).card == TEXT
+
+
+def test_a_card_cannot_be_taken_away_or_replaced_by_a_directory(carded: Path) -> None:
+    (carded / CARD).unlink()
+    with pytest.raises(BundleError, match=rf"{CARD} is missing"):
+        Bundle.read(carded)
+    (carded / CARD).mkdir()
+    with pytest.raises(BundleError, match=CARD):
+        Bundle.read(carded)
+
+
+def test_a_card_that_the_manifest_does_not_know_is_refused(bundle: Path) -> None:
+    (bundle / CARD).write_text(TEXT, encoding="utf-8")
+    with pytest.raises(BundleError, match=f"{CARD} was changed.*the manifest says none"):
+        Bundle.read(bundle)
+
+
+def test_a_card_that_is_no_text_or_too_long_is_refused(carded: Path, tmp_path: Path) -> None:
+    (carded / CARD).write_bytes(b"# \xff")
+    reseal(carded)
+    with pytest.raises(BundleError, match="no text in UTF-8"):
+        Bundle.read(carded)
+    (carded / CARD).write_bytes(b" " * (2 << 20))
+    reseal(carded)
+    with pytest.raises(BundleError, match="expected at most"):
+        Bundle.read(carded)
+    with pytest.raises(BundleError, match="expected at most"):
+        make(card=" " * (2 << 20)).write(tmp_path / "long")
+    assert not (tmp_path / "long").exists()
