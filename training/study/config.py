@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -156,6 +156,12 @@ class StudyConfig(_Frozen):
     def protocols_of(self, model: ModelConfig) -> tuple[Protocol, ...]:
         """Return the protocols that a model runs under."""
         return self.protocols if model.protocols is None else model.protocols
+
+    @property
+    def protocols_in_use(self) -> tuple[Protocol, ...]:
+        """All protocols that some model runs under."""
+        used = {protocol for model in self.models for protocol in self.protocols_of(model)}
+        return tuple(protocol for protocol in get_args(Protocol) if protocol in used)
 
     def ordered(self, only: Iterable[str] = ()) -> tuple[ModelConfig, ...]:
         """Return the models in the order of the file, each after those that it needs.
