@@ -104,7 +104,8 @@ def learn_svm(lesson: Lesson) -> Learned:
     `ModelConfig.features` names, trained in the same division. The option ``C`` is scikit-learn's.
     """
     settle(lesson.seed)
-    network, words = None, "from scratch"
+    network: Any = None
+    words = "from scratch"
     if lesson.config.weights == "imagenet":
         network, words = ordinary_network("vgg16", lesson.config.size, 1.0, "imagenet")
     if words != "ImageNet":

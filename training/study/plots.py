@@ -153,10 +153,11 @@ def _panels(results: Results, xlabel: str, ylabel: str) -> tuple[Any, list[tuple
 
 
 def _line(table: Sequence[Pooled], number: int) -> dict[str, Any]:
-    """Return colour by family and dashes by place within the family, so that lines can be told apart."""
-    family = table[number].model.family
-    place = sum(found.model.family == family for found in table[:number])
-    return {"color": COLOURS[family], "linestyle": ("-", "--", "-.", ":")[place % 4], "linewidth": 1.2}
+    """Return a style by which lines can be told apart: baselines dotted, each other model in a colour of its own."""
+    if table[number].model.family == "baseline":
+        return {"color": "#777777", "linestyle": (":", "--")[number % 2], "linewidth": 1}
+    square = table[number].model.family == "square"
+    return {"color": f"C{number}", "linestyle": "-" if square else "--", "linewidth": 1.6 if square else 1}
 
 
 def _roc(results: Results, path: Path) -> bool:

@@ -214,7 +214,8 @@ def _csv_row(found: Pooled) -> list[Any]:
 def _markdown(results: Results, pictures: Sequence[tuple[str, str]]) -> Iterable[str]:
     config = results.config
     yield f"# Study `{config.name}`"
-    yield f"\n{config.description}" if config.description else ""
+    if config.description:
+        yield f"\n{config.description}"
     yield f"\n> {DISCLAIMER}"
     yield f"\n- Command: `{results.written.command or 'hemacrypt study run'}`"
     yield f"- Machine: {'; '.join(_machines(results)) or 'nothing has run'}"
