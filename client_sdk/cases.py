@@ -43,7 +43,9 @@ class Case:
     label: int | None = None
 
 
-def load(paths: Sequence[Path], where: Sequence[str] = (), limit: int | None = None) -> list[Case]:
+def load(
+    paths: Sequence[Path], where: Sequence[str] = (), limit: int | None = None, rows: Path | None = None
+) -> list[Case]:
     """Find the images.
 
     Parameters
@@ -56,20 +58,25 @@ def load(paths: Sequence[Path], where: Sequence[str] = (), limit: int | None = N
         with an integer such as ``dup_of<0``.
     limit:
         At most so many images, evenly spread.
+    rows:
+        An ``.npy`` file with whole numbers, shape (number,): only these images of the one archive, in this order. Those
+        for which a condition does not hold are left out.
 
     Returns
     -------
     list of Case
-        In the order of the paths, folders by name; at least one.
+        In the order of the paths, folders by name, archives by ``rows``; at least one.
 
     Raises
     ------
     ImageError
-        If a path holds no images, or an archive is not as described.
+        If a path holds no images, or an archive or the file of rows is not as described.
     """
+    if rows is not None and [path.suffix for path in paths] != [".npz"]:
+        raise ImageError("rows (--rows) select images of one .npz archive; name one, and nothing else, with --images")
     if where and not any(path.suffix == ".npz" for path in paths):
         raise ImageError("conditions (--where) select images of an .npz archive; name one with --images")
-    cases = [case for path in paths for case in _at(path, where)] if paths else _embedded()
+    cases = [case for path in paths for case in _at(path, where, rows)] if paths else _embedded()
     if not cases:
         raise ImageError("no image is left; name other --images or a weaker --where")
     if limit is not None and limit < len(cases):
@@ -81,9 +88,9 @@ def _embedded() -> list[Case]:
     return [Case(cell.path.name, cell.path, cell.label) for cell in sample()]
 
 
-def _at(path: Path, where: Sequence[str]) -> list[Case]:
+def _at(path: Path, where: Sequence[str], rows: Path | None) -> list[Case]:
     if path.suffix == ".npz":
-        return _archive(path, where)
+        return _archive(path, where, rows)
     if not path.is_dir():
         return [Case(str(path), path)]
     found = sorted(inner for inner in path.rglob("*") if inner.suffix.lower() in _SUFFIXES)
@@ -92,7 +99,7 @@ def _at(path: Path, where: Sequence[str]) -> list[Case]:
     return [Case(str(inner), inner) for inner in found]
 
 
-def _archive(path: Path, where: Sequence[str]) -> list[Case]:
+def _archive(path: Path, where: Sequence[str], rows: Path | None) -> list[Case]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             images = _array(archive, "images", path)
@@ -109,10 +116,27 @@ def _archive(path: Path, where: Sequence[str]) -> list[Case]:
             raise ImageError(
                 f"{path}: {name} has shape {array.shape}; expected one entry for each of {len(images)} images"
             )
-    kept = np.flatnonzero(np.logical_and.reduce(conditions)) if conditions else np.arange(len(images))
+    chosen = np.arange(len(images)) if rows is None else _rows(rows, len(images))
+    kept = chosen[np.logical_and.reduce(conditions)[chosen]] if conditions else chosen
     return [
         Case(f"{path.name}[{index}]", images[index], None if labels is None else int(labels[index])) for index in kept
     ]
+
+
+def _rows(path: Path, images: int) -> npt.NDArray[np.int64]:
+    """Read which images to take."""
+    try:
+        with path.open("rb") as file:
+            found = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ImageError(f"{path} is no .npy file of a plain array ({type(error).__name__}); write it again") from None
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise ImageError(f"{path} holds {found.dtype} of shape {found.shape}; expected whole numbers, shape (number,)")
+    if len(found) and not 0 <= found.min() <= found.max() < images:
+        raise ImageError(f"{path} names rows {found.min()} to {found.max()}; the archive has 0 to {images - 1}")
+    if len(np.unique(found)) != len(found):
+        raise ImageError(f"{path} names a row more than once; an image counts once: name each row once")
+    return found.astype(np.int64)
 
 
 def _condition(archive: Any, condition: str, path: Path) -> npt.NDArray[np.bool_]:

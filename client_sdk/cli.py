@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
@@ -188,11 +188,17 @@ def verify(
         list[str] | None,
         typer.Option(help="Only images of an .npz for which this holds: a boolean array, or for example dup_of<0."),
     ] = None,
+    rows: Annotated[
+        Path | None, typer.Option(help="Only these images of the .npz, in this order: .npy with row numbers.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many images, evenly spread.")] = None,
     scheme: Annotated[list[SchemeChoice] | None, typer.Option(help="Repeatable. [default: both]")] = None,
     engine: Annotated[str, typer.Option(help="Engine: vector, or seal, the reference.")] = DEFAULT_ENGINE,
     threads: Annotated[int, typer.Option(min=1, max=64, help="Threads for one image (engine vector).")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write what came of it here.")] = None,
+    logits_file: Annotated[
+        Path | None, typer.Option("--logits", help="Write every image's logits, encrypted and clear, here (.npz).")
+    ] = None,
 ) -> None:
     """Run a model encrypted and in the clear on real images, here, and compare: needs a bundle and no service.
 
@@ -205,11 +211,17 @@ def verify(
 
     console = Console()
     chosen: list[Scheme] = [choice.value for choice in dict.fromkeys(scheme or SchemeChoice)]
-    model, cases = Bundle.read(bundle or bundle_path()), load(images or (), where or (), limit)
+    model, cases = Bundle.read(bundle or bundle_path()), load(images or (), where or (), limit, rows)
+    if logits_file is not None:
+        verifying.check_target(logits_file)
+    kept: dict[Scheme, Sequence[verifying.Outcome | None]] = {}
     console.print(
         f"[bold]Hemacrypt verify[/]: {escape(model.manifest.name)}, {len(cases)} images, {' and '.join(chosen)}"
     )
-    records = verifying.verify(model, cases, chosen, engine, threads, console)
+    records = verifying.verify(model, cases, chosen, engine, threads, console, kept.__setitem__)
+    if logits_file is not None:
+        verifying.write_logits(kept, cases, logits_file)
+        console.print(f"written: {logits_file}", highlight=False)
     if json_file is not None:
         verifying.write(records, json_file)
         console.print(f"written: {json_file}", highlight=False)

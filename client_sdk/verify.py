@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from client_sdk._crypto import BfvKeyHolder, KeyHolder
+from client_sdk._exceptions import ClientError
 from client_sdk._results import Scheme
 from client_sdk.cases import Case
 from hemacrypt import DISCLAIMER
@@ -38,6 +39,8 @@ from hemacrypt.network import Array
 from hemacrypt.plan import Plan
 from hemacrypt.planner import plan_bundle_layouts
 from hemacrypt.planner.bfv import plan_bfv, quantised_for
+
+Keep = Callable[[Scheme, Sequence["Outcome | None"]], None]
 
 _STAGES = ("encrypt", "compute", "decrypt")
 SCHEMES: tuple[Scheme, ...] = ("ckks", "bfv")
@@ -152,6 +155,7 @@ def verify(
     engine: str,
     threads: int,
     console: Console,
+    keep: Keep | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate images encrypted and in the clear; print and return what came of it, one record for each scheme.
 
@@ -167,6 +171,9 @@ def verify(
         Name of the engine, and how many threads it may use for one image.
     console:
         Where to print.
+    keep:
+        Is given each scheme's outcomes, one for each image in order, None where the answer could not be read; see
+        `write_logits`.
 
     Raises
     ------
@@ -181,17 +188,22 @@ def verify(
     for scheme, side in zip(schemes, _sides(bundle, schemes, engine, threads, console), strict=True):
         side.warm_up(values[0])
         pairs = list(zip(cases, values, strict=True))
-        outcomes, unreadable = [], []
+        found: list[Outcome | None] = []
+        unreadable = []
         for case, value in track(pairs, f"{scheme}: encrypt → evaluate → decrypt → compare", console=console):
             try:
-                outcomes.append(side.run(case, value))
+                found.append(side.run(case, value))
             except FormatError as error:
+                found.append(None)
                 unreadable.append(f"{case.source}: {error}")
+        outcomes = [outcome for outcome in found if outcome is not None]
         if not outcomes:
             raise FormatError("reply", f"no answer of {len(cases)} under {scheme} could be read; {unreadable[0]}")
         record = summarise(side, outcomes, unreadable, bundle) | {"engine": engine, "threads": threads}
         show(record, outcomes, bundle.manifest.labels, console)
         records.append(record)
+        if keep is not None:
+            keep(scheme, found)
     return records
 
 
@@ -383,6 +395,72 @@ def write(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Write what came of it as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(combined(records), indent=2) + "\n", encoding="utf-8")
+
+
+def check_target(path: Path) -> None:
+    """See that a file can stand where it is to be written: before an hour of work, not after it.
+
+    Raises
+    ------
+    ClientError
+        If a directory stands there, or something that is none where a directory would have to be.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ClientError(f"cannot write {path}: {error.strerror}; name a file in another folder") from error
+    if path.is_dir():
+        raise ClientError(f"{path} is a folder; name a file in it")
+
+
+def write_logits(kept: Mapping[Scheme, Sequence[Outcome | None]], cases: Sequence[Case], path: Path) -> None:
+    """Write what every image came to as an ``.npz`` archive of plain arrays, for figures that need more than counts.
+
+    Row i of each array is image i: ``sources`` (text) and ``labels`` (int64, -1 where none is known); then of each
+    scheme ``encrypted`` (the decrypted logits), ``clear`` (those of the network that was evaluated) and ``trained``
+    (those of the bundle's network, which differs under BFV), float64, shape (images, logits), and ``bound`` on the
+    error of ``encrypted``, shape (images,). NaN stands where an answer could not be read; ``unreadable`` counts these.
+    With several schemes the names begin with that of the scheme, for example ``ckks_encrypted``.
+
+    The key that decrypted them served nothing else, so digits below the bound give nothing away that matters.
+
+    Parameters
+    ----------
+    kept:
+        By scheme, an outcome or None for each case; what `verify` gives to ``keep``.
+    path:
+        File to write, replaced where it exists.
+
+    Raises
+    ------
+    ClientError
+        If the file cannot be written.
+    """
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "sources": np.array([case.source for case in cases]),
+        "labels": np.array([-1 if case.label is None else case.label for case in cases], dtype=np.int64),
+    }
+    for scheme, outcomes in kept.items():
+        prefix = f"{scheme}_" if len(kept) > 1 else ""
+        arrays |= {prefix + name: array for name, array in _logit_arrays(outcomes).items()}
+    try:
+        # Through an open file, or NumPy would add a suffix to the name.
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # NumPy's own keyword is allow_pickle alone
+    except OSError as error:
+        raise ClientError(f"cannot write {path}: {error.strerror}; check the folder and its permissions") from error
+
+
+def _logit_arrays(outcomes: Sequence[Outcome | None]) -> dict[str, npt.NDArray[Any]]:
+    read = [row for row, outcome in enumerate(outcomes) if outcome is not None]
+    told = [outcome for outcome in outcomes if outcome is not None]
+    shape = (len(outcomes), len(told[0].encrypted))
+    arrays: dict[str, npt.NDArray[Any]] = {name: np.full(shape, np.nan) for name in ("encrypted", "clear", "trained")}
+    for name, array in arrays.items():
+        array[read] = [getattr(outcome, name) for outcome in told]
+    bound = np.full(len(outcomes), np.nan)
+    bound[read] = [outcome.bound for outcome in told]
+    return arrays | {"bound": bound, "unreadable": np.array(len(outcomes) - len(told))}
 
 
 def _index(logits: Array) -> int:

@@ -129,9 +129,17 @@ def export(
 def evaluate(
     bundle_dir: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.")],
     split: Annotated[
-        str, typer.Option(help="A run's folder (its test part), 'heldout', or 'demo' for the embedded cells.")
+        str,
+        typer.Option(
+            help="A run's folder (its test part), 'heldout', 'demo' for the embedded cells, or 'prelim' for the "
+            "preliminary test of the complete release."
+        ),
     ] = "demo",
     data: DataOption = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(help="With --split prelim: cnmc_manifest.csv.gz, which lists every file of the complete release."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Only so many cells, taken evenly from the part.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Also write the figures as JSON.")] = None,
 ) -> None:
@@ -141,7 +149,7 @@ def evaluate(
     """
     console = Console()
     bundle = Bundle.read(bundle_dir)
-    part = _labelled_part(split, data, bundle, console)
+    part = _labelled_part(split, data, manifest, bundle, console)
     if limit is not None and limit < len(part.labels):
         part = part.thinned(limit)
     from training.evaluate import figures
@@ -155,19 +163,39 @@ def evaluate(
         _write_json(out, bundle, split, found)
 
 
-def _labelled_part(split: str, data: Path | None, bundle: Bundle, console: Console) -> datasets.LabelledPart:
+def _labelled_part(
+    split: str, data: Path | None, manifest: Path | None, bundle: Bundle, console: Console
+) -> datasets.LabelledPart:
     preprocessing = bundle.manifest.preprocessing
     if not isinstance(preprocessing, Preprocessing):
         raise RunError(f"bundle {bundle.manifest.name!r} reads arrays of shape {preprocessing.shape}, not cells")
+    if (split == "prelim") != (manifest is not None):
+        raise RunError("--split prelim and --manifest belong together: the manifest says what the complete release is")
+    if manifest is not None:
+        return _preliminary_test(data, manifest, bundle, preprocessing, console)
     if split == "demo":
         return datasets.embedded_part(preprocessing)
     cells = _load(data, preprocessing, console)
     if split == "heldout":
         return datasets.LabelledPart.of(cells, cells.final, datasets.HELDOUT_WORDS)
     if not Path(split).is_dir():
-        raise RunError(f"--split {split!r} is no folder of a run; name one, or 'heldout' or 'demo'")
+        raise RunError(f"--split {split!r} is no folder of a run; name one, or 'heldout', 'demo' or 'prelim'")
     drawn = datasets.Split.read(Path(split))
     return datasets.LabelledPart.of(cells, drawn.rows(cells, "test"), drawn.words)
+
+
+def _preliminary_test(
+    data: Path | None, manifest: Path, bundle: Bundle, preprocessing: Preprocessing, console: Console
+) -> datasets.LabelledPart:
+    from training import release
+    from training.report import read_progress
+
+    trained = release.trained_subjects(bundle.manifest.data)
+    listed = release.read_manifest(manifest)
+    checking, reading = (
+        partial(read_progress, console, words=words) for words in ("checking the release", "reading images")
+    )
+    return release.preliminary_test(datasets.data_folder(data), listed, trained, preprocessing, checking, reading).part
 
 
 def _write_json(out: Path, bundle: Bundle, split: str, found: Figures) -> None:

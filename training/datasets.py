@@ -116,6 +116,11 @@ class CellImages:
         """Rows for final figures: distinct images of the held-out groups."""
         return np.flatnonzero((self.dup_of < 0) & self.heldout)
 
+    def take(self, rows: Rows) -> CellImages:
+        """Return some rows, as they are; ``dup_of`` is -1, for what it points to may be gone."""
+        taken = {field.name: getattr(self, field.name)[rows] for field in fields(self)}
+        return CellImages(**taken | {"dup_of": np.full(len(rows), -1, dtype=np.int32)})
+
     def fingerprint(self, rows: Rows) -> str:
         """Return the SHA-256 over the sorted SHA-256 of some rows: equal for equal sets of images, in any order."""
         return hashlib.sha256("\n".join(sorted(self.sha256[rows].tolist())).encode()).hexdigest()
@@ -510,7 +515,7 @@ def read_arrays(path: Path, preprocessing: Preprocessing) -> CellImages:
 
 
 @dataclass(frozen=True)
-class _Original:
+class Original:
     """One original file with what is known before it is opened; no digest means: take that of the file."""
 
     path: Path
@@ -541,9 +546,9 @@ def read_copies(folder: Path, preprocessing: Preprocessing, progress: Progress |
         label = _label(row["label"], folder / "index.csv")
         digest = row["sha256_of_original_bmp"]
         originals.append(
-            _Original(folder / row["stored_file"], label, row["subject"], row["release_name"], row["split"], digest)
+            Original(folder / row["stored_file"], label, row["subject"], row["release_name"], row["split"], digest)
         )
-    return _read_originals(originals, preprocessing, progress)
+    return read_originals(originals, preprocessing, progress)
 
 
 def read_release(folder: Path, preprocessing: Preprocessing, progress: Progress | None = None) -> CellImages:
@@ -575,20 +580,20 @@ def read_release(folder: Path, preprocessing: Preprocessing, progress: Progress 
             subject, named = _parse_uid(uid, path)
             if named != label:
                 raise DataError(f"{path}: the table says label {label} but calls it {uid}; correct the table")
-            originals.append(_Original(path, label, subject, path.name, "prelim"))
+            originals.append(Original(path, label, subject, path.name, "prelim"))
     if not originals:
         raise DataError(
             f"{folder} holds no labelled cell; expected fold_0|fold_1|fold_2/all|hem/*.bmp as in the C-NMC 2019 "
             "release, an index.csv, or cnmc_32.npz"
         )
-    return _read_originals(originals, preprocessing, progress)
+    return read_originals(originals, preprocessing, progress)
 
 
-def _fold_image(path: Path, fold: str, folder: str) -> _Original:
+def _fold_image(path: Path, fold: str, folder: str) -> Original:
     subject, label = _parse_uid(path.name, path)
     if folder not in ("all", "hem") or label != int(folder == "all"):
         raise DataError(f"{path} lies in {folder!r}; its name says {'all' if label else 'hem'}: correct one of them")
-    return _Original(path, label, subject, path.name, fold)
+    return Original(path, label, subject, path.name, fold)
 
 
 def _parse_uid(name: str, path: Path) -> tuple[str, int]:
@@ -623,9 +628,18 @@ def _label(text: str, path: Path) -> int:
     return int(text)
 
 
-def _read_originals(
-    originals: Sequence[_Original], preprocessing: Preprocessing, progress: Progress | None
+def read_originals(
+    originals: Sequence[Original], preprocessing: Preprocessing, progress: Progress | None
 ) -> CellImages:
+    """Read and reduce originals, find duplicates by pixels and join groups.
+
+    Raises
+    ------
+    DataError
+        If an image stands under two labels, or there is none.
+    hemacrypt.errors.ImageError
+        If a file cannot be read.
+    """
     reduced = np.empty((len(originals), preprocessing.size, preprocessing.size, 3), dtype=np.uint8)
     digests: list[str] = []
     pictures: list[bytes] = []
@@ -634,7 +648,7 @@ def _read_originals(
         pixels = read_pixels(path, preprocessing.image_size)
         reduced[row] = preprocessing.reduce(pixels)
         pictures.append(hashlib.sha256(pixels.tobytes()).digest())
-        digests.append(originals[row].sha256 or _file_sha256(path))
+        digests.append(originals[row].sha256 or file_sha256(path))
     subjects = [original.subject for original in originals]
     return _assemble(
         reduced,
@@ -648,6 +662,7 @@ def _read_originals(
     )
 
 
-def _file_sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -27,10 +27,10 @@ def bar(console: Console) -> Progress:
     )
 
 
-def read_progress(console: Console, files: Iterable[Path], total: int) -> Iterable[Path]:
+def read_progress(console: Console, files: Iterable[Path], total: int, words: str = "reading images") -> Iterable[Path]:
     """Show a bar while image files are read; pass ``functools.partial(read_progress, console)`` to `load_cells`."""
     with bar(console) as progress:
-        yield from progress.track(files, total=total, description="reading images")
+        yield from progress.track(files, total=total, description=words)
 
 
 def draw_curves(history: Mapping[str, Sequence[float]], title: str, path: Path) -> None:

@@ -27,6 +27,7 @@ from hemacrypt.margins import margin_quantiles
 from hemacrypt.network import Array, CollapsedNetwork, Dense, Linear
 from hemacrypt.preprocess import Pixels, Preprocessing
 from training import datasets
+from training.card import model_card
 from training.collapse import collapse, largest_difference
 from training.datasets import CellImages, Part, Split
 from training.errors import CollapseError, DataError, RunError
@@ -184,7 +185,7 @@ def export_run(
         data=_provenance(cells, split, metrics),
         metrics={part: values.model_dump(mode="json") for part, values in metrics.parts.items()} | {"margins": margins},
     )
-    return bundle.write(out), difference
+    return bundle.with_card(model_card(bundle.manifest)).write(out), difference
 
 
 def _largest_mean(images: Pixels) -> float:

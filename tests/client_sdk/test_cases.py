@@ -94,6 +94,57 @@ def test_conditions_that_make_no_sense_are_refused(archive: Path, where: str, to
         load([archive], [where])
 
 
+@pytest.mark.parametrize(
+    ("rows", "where", "expected"),
+    [
+        (np.array([4, 0, 3]), [], [4, 0, 3]),
+        (np.array([5], dtype=np.uint8), [], [5]),
+        (np.array([5, 4, 3, 2, 1, 0]), ["heldout", "dup_of<0"], [4, 3, 0]),
+    ],
+)
+def test_rows_select_images_of_an_archive_in_their_order(
+    archive: Path, rows: Any, where: list[str], expected: list[int]
+) -> None:
+    np.save(archive.with_name("rows.npy"), rows)
+    cases = load([archive], where, rows=archive.with_name("rows.npy"))
+    assert [case.source for case in cases] == [f"cells.npz[{number}]" for number in expected]
+    with np.load(archive) as arrays:
+        for case, number in zip(cases, expected, strict=True):
+            np.testing.assert_array_equal(case.image, arrays["images"][number])
+            assert case.label == arrays["labels"][number]
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (np.array([0.0, 1.0]), "holds float64"),
+        (np.array([True, False]), "holds bool"),
+        (np.array([[0, 1]]), r"shape \(1, 2\)"),
+        (np.array(3), r"shape \(\)"),
+        (np.array([0, 6]), "names rows 0 to 6; the archive has 0 to 5"),
+        (np.array([-1, 2]), "names rows -1 to 2"),
+        (np.array([2, 1, 2]), "more than once"),
+        (np.array([], dtype=int), "no image is left"),
+        (np.array([{}]), "is no .npy file of a plain array"),
+    ],
+)
+def test_rows_that_make_no_sense_are_refused(archive: Path, rows: Any, told: str) -> None:
+    np.save(archive.with_name("rows.npy"), rows)
+    with pytest.raises(ImageError, match=told):
+        load([archive], rows=archive.with_name("rows.npy"))
+
+
+def test_rows_need_a_file_and_one_archive(archive: Path) -> None:
+    with pytest.raises(ImageError, match=r"is no \.npy file"):
+        load([archive], rows=archive.with_name("absent.npy"))
+    with pytest.raises(ImageError, match=r"is no \.npy file"):
+        load([archive], rows=archive)
+    np.save(archive.with_name("rows.npy"), np.array([0]))
+    for paths in ([], [archive, archive], [archive.parent]):
+        with pytest.raises(ImageError, match=r"of one \.npz archive"):
+            load(paths, rows=archive.with_name("rows.npy"))
+
+
 def test_conditions_need_an_archive(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"of an \.npz archive"):
         load([], ["heldout"])

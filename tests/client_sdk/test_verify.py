@@ -17,6 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from client_sdk import verify as verifying
+from client_sdk._exceptions import ClientError
 from client_sdk._results import Scheme
 from client_sdk.cases import Case, load
 from client_sdk.verify import combined, failures, verify
@@ -145,6 +146,57 @@ def test_an_answer_that_cannot_be_read_counts(small: Small, cases: list[Case], m
         verify(small.bundle, cases[4:], ("bfv",), "seal", 1, _console())
 
 
+def test_logits_of_every_image_are_written_when_asked(
+    small: Small, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = verifying._Exact.run
+
+    def run(self: Any, case: Case, values: Any) -> verifying.Outcome:
+        if case.source == "image 2":
+            raise FormatError("reply", "the copies of a logit disagree")
+        return honest(self, case, values)
+
+    monkeypatch.setattr(verifying._Exact, "run", run)
+    mixed = [*cases[:4], replace(cases[4], label=None)]
+    kept: dict[Scheme, Any] = {}
+    verify(small.bundle, mixed, ("ckks", "bfv"), "seal", 1, _console(), kept.__setitem__)
+    verifying.check_target(tmp_path / "new" / "both")
+    verifying.write_logits(kept, mixed, tmp_path / "new" / "both")
+    with np.load(tmp_path / "new" / "both", allow_pickle=False) as archive:
+        found = dict(archive)
+    names = ("encrypted", "clear", "trained", "bound", "unreadable")
+    assert set(found) == {"sources", "labels", *(f"{scheme}_{name}" for scheme in ("ckks", "bfv") for name in names)}
+    assert found["sources"].tolist() == [case.source for case in cases]
+    assert found["labels"].tolist() == [0, 1, 0, 1, -1]
+    expected = small.bundle.network(np.stack([small.bundle.manifest.preprocessing(case.image) for case in cases]))
+    np.testing.assert_allclose(found["ckks_clear"], expected, rtol=1e-12)
+    assert found["ckks_encrypted"].dtype == np.float64
+    assert (np.abs(found["ckks_encrypted"] - expected).max(axis=1) <= found["ckks_bound"]).all()
+    assert (found["ckks_encrypted"] != expected).any()
+    assert (found["ckks_unreadable"], found["bfv_unreadable"]) == (0, 1)
+    read = [0, 1, 3, 4]
+    np.testing.assert_array_equal(found["bfv_encrypted"][read], found["bfv_clear"][read])
+    np.testing.assert_allclose(found["bfv_trained"][read], expected[read], rtol=1e-12)
+    assert (found["bfv_bound"][read] == 0).all()
+    for name in names[:4]:
+        assert np.isnan(found[f"bfv_{name}"][2]).all()
+    verifying.write_logits({"ckks": kept["ckks"]}, mixed, tmp_path / "one.npz")
+    with np.load(tmp_path / "one.npz", allow_pickle=False) as archive:
+        np.testing.assert_array_equal(archive["encrypted"], found["ckks_encrypted"])
+        assert set(archive) == {"sources", "labels", *names}
+
+
+def test_logits_that_cannot_be_written_are_an_error_of_ours(small: Small, cases: list[Case], tmp_path: Path) -> None:
+    kept: dict[Scheme, Any] = {}
+    verify(small.bundle, cases[:1], ("ckks",), "seal", 1, _console(), kept.__setitem__)
+    (tmp_path / "file").write_text("no folder")
+    for failing in (verifying.check_target, lambda path: verifying.write_logits(kept, cases[:1], path)):
+        with pytest.raises(ClientError, match="cannot write"):
+            failing(tmp_path / "file" / "logits.npz")
+    with pytest.raises(ClientError, match="is a folder"):
+        verifying.check_target(tmp_path)
+
+
 def test_quantisation_is_told_and_no_failure_of_encryption(small: Small, cases: list[Case]) -> None:
     (record,) = verify(small.bundle, cases, ("bfv",), "seal", 1, _console())
     record["quantisation"]["predicted"] = record["quantisation"]["max_logit_error"] / 2
@@ -193,6 +245,19 @@ def test_the_command_writes_json_and_exits_with_0(folder: Path, schemes: list[st
         assert set(written["schemes"]) == {"ckks", "bfv"}
 
 
+def test_the_command_writes_logits_of_chosen_rows(folder: Path) -> None:
+    np.save(folder / "rows.npy", np.array([3, 1]))
+    arguments = ["verify", str(folder / "bundle"), "--images", str(folder / "cells.npz"), "--engine", "seal"]
+    arguments += ["--scheme", "ckks", "--rows", str(folder / "rows.npy"), "--logits", str(folder / "logits.npz")]
+    done = CliRunner().invoke(application(), arguments)
+    assert done.exit_code == 0, done.output
+    with np.load(folder / "logits.npz", allow_pickle=False) as archive:
+        assert archive["sources"].tolist() == ["cells.npz[3]", "cells.npz[1]"]
+        assert archive["labels"].tolist() == [0, 1]
+        assert archive["encrypted"].shape == archive["clear"].shape == (2, 2)
+        np.testing.assert_allclose(archive["encrypted"], archive["clear"], atol=archive["bound"].max())
+
+
 def test_the_command_exits_with_1_when_something_is_wrong(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _spoilt(monkeypatch, "bfv", 0, 1e-9)
     arguments = ["verify", str(folder / "bundle"), "--images", str(folder / "cells.npz"), "--engine", "seal"]
@@ -209,6 +274,8 @@ def test_errors_of_the_command_are_one_line(folder: Path) -> None:
         ["verify", str(folder / "bundle")],  # the embedded cells are no 8x8 images
         ["verify", str(folder / "bundle"), "--images", str(folder / "cells.npz"), "--where", "absent"],
         ["verify", str(folder / "bundle"), "--images", str(folder / "cells.npz"), "--engine", "other"],
+        ["verify", str(folder / "bundle"), "--images", str(folder / "cells.npz"), "--rows", str(folder / "absent.npy")],
+        ["verify", str(folder / "bundle"), "--images", str(folder / "cells.npz"), "--logits", str(folder)],
     ):
         environment = os.environ | {"COLUMNS": "200"}
         done = subprocess.run([program, *arguments], capture_output=True, text=True, env=environment, timeout=120)

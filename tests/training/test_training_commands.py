@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from hemacrypt import DISCLAIMER
 from hemacrypt.bundle import Bundle
+from hemacrypt.cli import main
 from hemacrypt.errors import BundleError
 from hemacrypt.network import CollapsedNetwork, Dense
 from hemacrypt.preprocess import ArrayPreprocessing
@@ -85,6 +86,33 @@ def test_the_bundle_carries_settings_provenance_and_figures(bundle: Path, run: P
     parts = json.loads((run / "metrics.json").read_text())["parts"]
     assert {name: values for name, values in manifest.metrics.items() if name != "margins"} == parts
     assert 0 < manifest.metrics["margins"]["0.01"] <= manifest.metrics["margins"]["0.5"]
+
+
+def test_the_bundle_carries_a_card_with_the_figures_of_the_run(bundle: Path, run: Path) -> None:
+    card = Bundle.read(bundle).card
+    assert card.startswith("# Model card: tiny")
+    test = json.loads((run / "metrics.json").read_text())["parts"]["test"]
+    assert f"{test['auroc']:.3f} ({test['intervals']['auroc'][0]:.3f} to" in card
+    assert PROTOCOL_WORDS["image"] in card
+
+
+@pytest.mark.parametrize("name", ["Bad Name", "", "../up"])
+def test_a_name_that_cannot_be_one_is_a_sentence_and_leaves_nothing(
+    run: Path,
+    arrays: Path,
+    tmp_path: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["export", str(run), "--data", str(arrays), "--out", str(tmp_path / "bundle"), "--name", name]
+    monkeypatch.setattr("sys.argv", ["hemacrypt", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: name {name!r} cannot be one")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_magnitudes_are_those_of_the_training_cells_alone(bundle: Path, run: Path, arrays: Path) -> None:
