@@ -106,7 +106,7 @@ class Study:
         only: Sequence[str] = (),
         console: Console | None = None,
     ) -> None:
-        self.config, self.final = config, final
+        self.config, self.final, self.only = config, final, tuple(only)
         self.models = config.ordered(only)
         show = partial(read_progress, console) if console else None
         self.cells = {
@@ -189,7 +189,8 @@ def run_study(
     out:
         Folder of the study's outputs.
     again:
-        Also redo runs that are finished, or that were made from something else.
+        Also redo runs that are finished, or that were made from something else. Where the study is limited to some
+        models, finished runs of those that they need stay.
     command:
         The command that makes these outputs; stands in the report.
 
@@ -200,7 +201,7 @@ def run_study(
     """
     console = console or Console(quiet=True)
     costs = check(study.config)
-    pending = [job for job in study.jobs if again or not _is_there(study, job, out)]
+    pending = [job for job in study.jobs if not _is_there(study, job, out, again)]
     _write_study(study, out, command)
     outcomes = {job.words: Outcome(job, "already there") for job in study.jobs}
     with _bars(console) as bars:
@@ -219,18 +220,23 @@ def run_study(
     return tuple(outcomes.values())
 
 
-def _is_there(study: Study, job: Job, out: Path) -> bool:
-    """Whether a run is finished; refuses one that was made from something else."""
+def _is_there(study: Study, job: Job, out: Path, again: bool) -> bool:
+    """Whether a run is finished and may stay; refuses one that was made from something else, unless told to redo."""
     folder = job.folder(out)
     if not folder.finished:
         return False
-    if folder.result().digest != study.digest(job):
+    result = folder.result()
+    if again and (not study.only or job.model.name in study.only):
+        return False
+    if result.digest != study.digest(job):
+        if again:
+            return False
         raise RunError(
             f"{folder.path} holds a finished run of another configuration, other data or other teachers; add --again "
             "to replace it, or choose another --out"
         )
-    wanted = study.keeps_weights(job.model) and folder.result().status == "finished"
-    return not wanted or job.model.family not in ("ordinary", "square") or (folder.path / WEIGHTS).is_file()
+    networked = job.model.family in ("ordinary", "square") and result.status == "finished"
+    return not (networked and study.keeps_weights(job.model)) or (folder.path / WEIGHTS).is_file()
 
 
 def _write_study(study: Study, out: Path, command: str) -> None:

@@ -159,6 +159,13 @@ def test_a_changed_configuration_is_refused_and_redone_only_when_told(data: Path
         run_study(Study(other.model_copy(update={"name": "other"}), data), tmp_path, again=True)
 
 
+def test_to_redo_a_student_is_not_to_redo_its_teacher(data: Path, tmp_path: Path) -> None:
+    study = Study(config(PLAIN, SQUARE, protocols=["image"]), data, only=["square"])
+    run_study(study, tmp_path)
+    statuses = {outcome.job.model.name: outcome.status for outcome in run_study(study, tmp_path, again=True)}
+    assert statuses == {"plain": "already there", "square": "finished"}
+
+
 def test_teachers_and_data_are_part_of_the_digest(data: Path, tmp_path: Path, write_arrays: Any) -> None:
     def digest(plain: dict[str, Any], folder: Path) -> str:
         study = Study(config(plain, SQUARE), folder)
