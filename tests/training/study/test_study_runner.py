@@ -13,7 +13,7 @@ import pytest
 from training.datasets import load_cells
 from training.errors import RunError
 from training.study import learners, runner
-from training.study.config import StudyConfig
+from training.study.config import StudyConfig, read_study, shipped
 from training.study.learners import check
 from training.study.results import collect
 from training.study.runner import Study, run_study
@@ -207,6 +207,13 @@ def test_a_diverged_run_is_recorded_and_its_students_do_not_run(data: Path, tmp_
 def test_a_mistake_shows_before_anything_is_trained(model: dict[str, Any], words: str) -> None:
     with pytest.raises(RunError, match=words):
         check(config(model))
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_networks_of_shipped_studies_can_be_built_and_suit_a_laptop(name: str) -> None:
+    costs = check(read_study(name))
+    assert max(costs.values()) < 6e7
+    assert costs["area"] == 0
 
 
 def test_no_name_of_a_host_is_written(out: Path) -> None:
