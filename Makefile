@@ -7,7 +7,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 SOURCES := pyproject.toml constraints.txt hatch_build.py $(wildcard proto/hemacrypt/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format proto bench bench-engines peers clean
+.PHONY: help venv demo test lint format proto bench bench-engines peers study-quick study clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -55,6 +55,12 @@ bench-engines: $(VENV)/.dev ## our engines and the installed peers side by side;
 
 peers: ## install the peers of bench-engines into build/peers: several GB, licences in benchmarks/peers/README.md
 	PYTHON=$(PYTHON) benchmarks/peers/install.sh
+
+study-quick: $(VENV)/.dev ## a reduced table of models in minutes; HEMACRYPT_DATA names the folder of C-NMC 2019
+	$(BIN)/hemacrypt study run quick --out build/study-quick $(STUDY_OPTIONS)
+
+study: $(VENV)/.dev ## the whole comparison, hours; STUDY_OPTIONS="--full-size" or "--final", see docs/studies.md
+	$(BIN)/hemacrypt study run full --out build/study $(STUDY_OPTIONS)
 
 clean: ## remove .venv and everything that was built
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache hemacrypt/v1/*_pb2*

@@ -21,7 +21,7 @@ from hemacrypt.errors import HemacryptError
 
 # The order of a first visit, not of the alphabet.
 _ORDER = (
-    "demo", "verify", "train", "export", "convert", "plan", "evaluate", "serve",
+    "demo", "verify", "train", "export", "convert", "plan", "evaluate", "study", "serve",
     "models", "keygen", "register", "predict", "forget",
 )  # fmt: skip
 _PANELS = {"training": "Laboratory: train and export", "service": "Laboratory: serve", "client_sdk": "Hospital"}
@@ -166,6 +166,9 @@ def application() -> typer.Typer:
         except ImportError as error:
             command = _unavailable(entry, error)
         panel = _PANELS.get(entry.module.split(".")[0], "Laboratory: train and export")
+        if isinstance(command, typer.Typer):  # a command with commands of its own
+            app.add_typer(command, name=name, rich_help_panel=panel)
+            continue
         app.command(name, rich_help_panel="First" if name in ("demo", "verify") else panel)(command)
     return app
 

@@ -38,6 +38,7 @@ _COMMANDS = {
         "--magnitudes",
     ),
     "evaluate": (),
+    "study": ("run", "report", "list"),
     "serve": (
         *("--host", "--port", "--store", "--workers", "--threads", "--engine", "--key-budget-mb"),
         *("--port-file", "--tls-certificate", "--tls-key"),
@@ -86,7 +87,8 @@ def program() -> typer.Typer:
 
 
 def test_no_command_is_forgotten_here(program: typer.Typer) -> None:
-    assert {command.name for command in program.registered_commands} == set(_COMMANDS)
+    known = [*program.registered_commands, *program.registered_groups]
+    assert {command.name for command in known} == set(_COMMANDS)
 
 
 @pytest.mark.parametrize("command", _COMMANDS)

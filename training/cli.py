@@ -45,7 +45,7 @@ def _preprocessing() -> Preprocessing:
     return Preprocessing.model_validate({})
 
 
-def _quiet_tensorflow(threads: int | None = None) -> None:
+def quiet_tensorflow(threads: int | None = None) -> None:
     """Keep TensorFlow's start-up chatter off the terminal; has to happen before it is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if threads is not None:
@@ -82,7 +82,7 @@ def train(
     The defaults are those of the shipped bundle. Afterwards: hemacrypt export.
     """
     console = Console()
-    _quiet_tensorflow(threads)
+    quiet_tensorflow(threads)
     if settings_file is not None:
         settings = read_json(settings_file, Settings)
     else:
@@ -114,7 +114,7 @@ def export(
 ) -> None:
     """Fold a trained model into affine maps and squares, check it on every test image and write the bundle."""
     console = Console()
-    _quiet_tensorflow()
+    quiet_tensorflow()
     preprocessing = _preprocessing()
     cells = _load(data, preprocessing, console)
     from training.run import TOLERANCE, export_run
