@@ -27,5 +27,5 @@ VOLUME /var/lib/hemacrypt
 EXPOSE 50051
 HEALTHCHECK --interval=15s --timeout=6s --start-period=30s CMD ["python", "-m", "service.healthcheck"]
 STOPSIGNAL SIGTERM
-# Without an argument the embedded bundle is served.
+# Without an argument the bundle `balanced` of the zoo is served.
 ENTRYPOINT ["hemacrypt", "serve"]

@@ -30,7 +30,7 @@ from client_sdk import Client
 from client_sdk.demo import running_service
 from hemacrypt import DISCLAIMER
 from hemacrypt.bundle import Bundle
-from hemacrypt.embedded import bundle_path
+from hemacrypt.embedded import find_bundle
 from hemacrypt.engines import DEFAULT_ENGINE
 from hemacrypt.preprocess import Preprocessing
 from training.datasets import Split, embedded_part, load_cells, load_split
@@ -71,7 +71,9 @@ def part_to_measure(
 
 
 def main(
-    bundle: Annotated[Path | None, typer.Option(help="Bundle to measure; default: the embedded one.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle directory, or fast, balanced, accurate. [default: balanced]")
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="Training run whose test part is used; needs --data.")] = None,
     data: Annotated[Path | None, typer.Option(envvar="HEMACRYPT_DATA", help="Folder of the C-NMC data.")] = None,
     heldout: Annotated[bool, typer.Option(help="Use all held-out subjects; needs --data.")] = False,
@@ -83,7 +85,7 @@ def main(
 ) -> None:
     """Measure accuracy under encryption on a whole test part."""
     console = Console()
-    directory = bundle or bundle_path()
+    directory = find_bundle(bundle)
     opened = Bundle.read(directory)
     images, labels, subjects, protocol = part_to_measure(run, data, heldout, opened.manifest.preprocessing)
     if limit is not None and limit < len(images):

@@ -169,16 +169,21 @@ def demo(
     limit: Annotated[int | None, typer.Option(min=1, help="Use only so many of the sample's cells.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes of the service.")] = 1,
     engine: Annotated[str, typer.Option(help="Engine of the service: seal or vector.")] = DEFAULT_ENGINE,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", "-m", help="fast, balanced, accurate, or a bundle directory. [default: balanced]"),
+    ] = None,
 ) -> None:
     """Run the whole path on real cells: start a service, make keys, encrypt, predict, decrypt, compare, stop."""
     from client_sdk.demo import run_demo
+    from hemacrypt.embedded import find_bundle
 
-    raise typer.Exit(0 if run_demo(out, limit, workers, Console(), engine) == 0 else 1)
+    raise typer.Exit(0 if run_demo(out, limit, workers, Console(), engine, find_bundle(model)) == 0 else 1)
 
 
 def verify(
     bundle: Annotated[
-        Path | None, typer.Argument(help="Bundle written by `hemacrypt export`; default: the embedded one.")
+        Path | None, typer.Argument(help="Bundle directory, or fast, balanced, accurate. [default: balanced]")
     ] = None,
     images: Annotated[
         list[Path] | None,
@@ -207,11 +212,11 @@ def verify(
     from client_sdk import verify as verifying
     from client_sdk.cases import load
     from hemacrypt.bundle import Bundle
-    from hemacrypt.embedded import bundle_path
+    from hemacrypt.embedded import find_bundle
 
     console = Console()
     chosen: list[Scheme] = [choice.value for choice in dict.fromkeys(scheme or SchemeChoice)]
-    model, cases = Bundle.read(bundle or bundle_path()), load(images or (), where or (), limit, rows)
+    model, cases = Bundle.read(find_bundle(bundle)), load(images or (), where or (), limit, rows)
     if logits_file is not None:
         verifying.check_target(logits_file)
     kept: dict[Scheme, Sequence[verifying.Outcome | None]] = {}

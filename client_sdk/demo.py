@@ -1,6 +1,6 @@
 """The demonstration: a real service in a process of its own, real keys, real cells, every step shown.
 
-The service gets the embedded bundle; this side gets the sample and never needs the weights — except that, being a
+The service gets a bundle of the zoo; this side gets the sample and never needs the weights — except that, being a
 demonstration, it evaluates the same network in the clear as well, to show that both answers agree.
 """
 
@@ -25,13 +25,14 @@ from rich.progress import track
 from rich.table import Table
 
 from client_sdk._client import Client
-from client_sdk._exceptions import ServiceUnavailableError
+from client_sdk._exceptions import ClientError, ServiceUnavailableError
 from client_sdk._results import Prediction
 from hemacrypt import DISCLAIMER
 from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import SampleCell, bundle_path, sample
 from hemacrypt.engines import DEFAULT_ENGINE
 from hemacrypt.network import Array
+from hemacrypt.preprocess import Preprocessing
 
 _STAGES = ("encrypt", "upload", "compute", "decrypt")
 _START_SECONDS = 300.0
@@ -96,7 +97,14 @@ def running_service(
             process.wait()
 
 
-def run_demo(out: Path, limit: int | None, workers: int, console: Console, engine: str = DEFAULT_ENGINE) -> int:
+def run_demo(
+    out: Path,
+    limit: int | None,
+    workers: int,
+    console: Console,
+    engine: str = DEFAULT_ENGINE,
+    directory: Path | None = None,
+) -> int:
     """Run the demonstration and write ``report.json``, ``report.png`` and the service's log.
 
     Parameters
@@ -111,28 +119,40 @@ def run_demo(out: Path, limit: int | None, workers: int, console: Console, engin
         Where to print.
     engine:
         Engine of the service.
+    directory:
+        Bundle of a model that reads cells; by default that of the zoo.
 
     Returns
     -------
     int
         How many cells encrypted and clear prediction disagree on; 0 is the promise.
+
+    Raises
+    ------
+    ClientError
+        If the bundle's model reads something else than cells.
+    ServiceUnavailableError
+        If the service does not start.
     """
     out.mkdir(parents=True, exist_ok=True)
     cells = sample()
     if limit is not None and limit < len(cells):
         cells = [cells[i] for i in np.linspace(0, len(cells) - 1, limit).astype(int)]
-    bundle = Bundle.read(bundle_path())
+    directory = directory or bundle_path()
+    bundle = Bundle.read(directory)
+    if not isinstance(bundle.manifest.preprocessing, Preprocessing):
+        raise ClientError(f"{directory} reads arrays, not cells; the demonstration needs a model for cells")
     console.print(f"[bold]Hemacrypt demo[/]: {len(cells)} real cells of subjects that the model has never seen")
     with tempfile.TemporaryDirectory(prefix="hemacrypt-demo-") as scratch:
-        directory = Path(scratch)
+        here = Path(scratch)
         started = time.perf_counter()
         console.print(
             "laboratory: starting the service (the first time on a machine compiles the engine: about a minute) …"
         )
-        with running_service(bundle_path(), directory, workers, out / "service.log", engine) as target:
+        with running_service(directory, here, workers, out / "service.log", engine) as target:
             start_seconds = time.perf_counter() - started
             console.print(f"laboratory: ready at {target} after {start_seconds:.1f} s")
-            with Client(target, bundle.manifest.name, key_directory=directory / "keys") as client:
+            with Client(target, bundle.manifest.name, key_directory=here / "keys") as client:
                 answers, key_bytes = _ask(client, cells, bundle, console)
         console.print("laboratory: service stopped")
     report = summarise(answers, key_bytes, start_seconds) | {"engine": engine}

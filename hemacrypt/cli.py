@@ -29,7 +29,7 @@ _PANELS = {"training": "Laboratory: train and export", "service": "Laboratory: s
 
 def plan(
     bundle: Annotated[
-        Path | None, typer.Argument(help="Bundle written by `hemacrypt export`; default: the embedded one.")
+        Path | None, typer.Argument(help="Bundle directory, or fast, balanced, accurate. [default: balanced]")
     ] = None,
     images: Annotated[
         int, typer.Option(min=1, help="1 or 2: the plan for so many in a request; more: which layout suits so many.")
@@ -62,7 +62,7 @@ def plan(
 ) -> None:
     """Explain how a model runs under encryption: parameters, levels, scales, rotations, error, sizes."""
     from hemacrypt.bundle import Bundle
-    from hemacrypt.embedded import bundle_path
+    from hemacrypt.embedded import find_bundle
     from hemacrypt.errors import PlanError
     from hemacrypt.planner import plan_bundle_layouts
     from hemacrypt.planner.layouts import describe_comparison, show_comparison
@@ -77,7 +77,7 @@ def plan(
         from hemacrypt.planner.bfv_batch import plan_bfv_batch_bundle
         from hemacrypt.planner.bfv_report import ExactPlan, describe_bfv, show_bfv
 
-        read, moduli = Bundle.read(bundle or bundle_path()), _integers(plain_moduli)
+        read, moduli = Bundle.read(find_bundle(bundle)), _integers(plain_moduli)
         exact: ExactPlan
         if images > 2:
             if degree is not None or budget is not None:
@@ -96,7 +96,7 @@ def plan(
         return
     if plain_moduli or degree is not None or magnitudes != "worst":
         raise PlanError("plaintext moduli, degree and magnitudes are chosen for BFV only; add --scheme bfv")
-    layouts = plan_bundle_layouts(Bundle.read(bundle or bundle_path()), budget, precision=precision, engine=engine)
+    layouts = plan_bundle_layouts(Bundle.read(find_bundle(bundle)), budget, precision=precision, engine=engine)
     if images > 2:
         if as_json:
             print(json.dumps(describe_comparison(layouts, images), indent=2))

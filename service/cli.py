@@ -14,7 +14,7 @@ from hemacrypt.errors import HemacryptError
 def serve(
     bundles: Annotated[
         list[Path] | None,
-        typer.Argument(help="Model bundles to serve, written by `hemacrypt export`; default: the embedded one."),
+        typer.Argument(help="Bundle directories to serve, or fast, balanced, accurate. [default: balanced]"),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 lets the system choose. [default: 50051]")] = None,
@@ -45,7 +45,7 @@ def serve(
     """
     from pydantic_settings import SettingsError
 
-    from hemacrypt.embedded import bundle_path
+    from hemacrypt.embedded import find_bundle
     from service import logs
     from service.pool import PoolError
     from service.server import Service
@@ -68,7 +68,7 @@ def serve(
     logs.configure()
     try:
         settings = Settings(**chosen)
-        named = tuple(bundles or settings.bundles or (bundle_path(),))
+        named = tuple(find_bundle(bundle) for bundle in bundles or settings.bundles or (None,))
         settings = settings.model_copy(update={"bundles": named})
         if port_file is not None and not port_file.parent.is_dir():
             raise FileNotFoundError(f"{port_file.parent} is no directory; name another --port-file")

@@ -21,7 +21,7 @@ from hemacrypt.planner import plan_bundle
 from hemacrypt.security import LARGEST_MODULUS_BITS
 
 _COMMANDS = {
-    "demo": ("--out", "--limit", "--workers"),
+    "demo": ("--out", "--limit", "--workers", "--model"),
     "verify": ("--scheme", "--json", "--images", "--limit", "--engine"),
     "train": ("--out", "--data", "--protocol", "--epochs", "--seed"),
     "export": (),

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from hemacrypt import DISCLAIMER
 from hemacrypt.bundle import Bundle
+from hemacrypt.embedded import find_bundle
 from hemacrypt.preprocess import Preprocessing
 from training import datasets
 from training.errors import RunError
@@ -127,7 +128,9 @@ def export(
 
 
 def evaluate(
-    bundle_dir: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.")],
+    bundle_dir: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Bundle directory, or fast, balanced, accurate.")
+    ],
     split: Annotated[
         str,
         typer.Option(
@@ -148,7 +151,7 @@ def evaluate(
     This is the collapsed network in float64, the figure that the encrypted evaluation has to reproduce.
     """
     console = Console()
-    bundle = Bundle.read(bundle_dir)
+    bundle = Bundle.read(find_bundle(bundle_dir))
     part = _labelled_part(split, data, manifest, bundle, console)
     if limit is not None and limit < len(part.labels):
         part = part.thinned(limit)

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from hemacrypt.bundle import MANIFEST, Bundle
+from hemacrypt.embedded import find_bundle, zoo
 from hemacrypt.errors import InteropError
 from hemacrypt.interop import Imported
 from hemacrypt.interop.cryptonets import PUBLIC, public_geometry, read_cryptonets, read_geometry, write_cryptonets
@@ -30,7 +31,9 @@ _AT_ONCE = 64
 def convert(
     source: Annotated[
         Path,
-        typer.Argument(help="model.keras, model.onnx, a directory with CryptoNets' weight files, or a bundle."),
+        typer.Argument(
+            help="model.keras, model.onnx, a directory with CryptoNets' weight files, or a bundle (or a zoo name)."
+        ),
     ],
     out: Annotated[
         Path, typer.Argument(help="Bundle directory to write; from a bundle: directory for CryptoNets' files.")
@@ -73,6 +76,7 @@ def convert(
     Layers are folded exactly; whatever does not fold is refused by name. See docs/interop.md.
     """
     console = Console()
+    source = find_bundle(source) if str(source) in zoo() else source
     if (source / MANIFEST).is_file():
         _export(Bundle.read(source), out, console)
         return

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -20,11 +21,12 @@ from client_sdk import verify as verifying
 from client_sdk._exceptions import ClientError
 from client_sdk._results import Scheme
 from client_sdk.cases import Case, load
-from client_sdk.verify import combined, failures, verify
+from client_sdk.verify import Outcome, combined, failures, verify
 from hemacrypt import DISCLAIMER
 from hemacrypt.cli import application
 from hemacrypt.errors import FormatError, ImageError
 from tests.client_sdk.conftest import Small
+from tests.large import write_large_bundle
 
 _KEYS = {
     "scheme", "images", "disagreements", "exact", "max_logit_error", "logit_error_bound", "accuracy", "ms", "bytes",
@@ -292,3 +294,20 @@ def test_the_embedded_model_and_sample_are_what_is_verified_by_default() -> None
     records = verify(Bundle.read(bundle_path()), cases, ("ckks", "bfv"), "vector", 2, _console())
     assert [failures(record) for record in records] == [[], []]
     assert [record["exact"] for record in records] == [None, True]
+
+
+def test_a_model_of_cells_at_64_pixels_is_verified_on_the_embedded_sample(tmp_path: Path) -> None:
+    bundle = write_large_bundle(tmp_path / "large")
+    kept: dict[Scheme, Sequence[Outcome | None]] = {}
+    (record,) = verify(bundle, load([], limit=6), ("ckks",), "seal", 1, _console(), kept.__setitem__)
+    assert failures(record) == []
+    told = [outcome.encrypted.argmax() for outcome in kept["ckks"] if outcome is not None]
+    assert sorted(set(told)) == [0, 1]
+
+
+def test_a_bundle_of_the_zoo_is_verified_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["verify", "balanced", "--limit", "1", "--engine", "seal", "--scheme", "ckks", "--json", "v.json"]
+    done = CliRunner().invoke(application(), arguments)
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "v.json").read_text())["disagreements"] == 0

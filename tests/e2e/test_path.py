@@ -18,15 +18,18 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
+from typer.testing import CliRunner
 
 from client_sdk import Client, KeysMissingError, RequestRefusedError, ServiceUnavailableError
 from client_sdk.demo import run_demo, running_service
 from hemacrypt.bundle import Bundle
+from hemacrypt.cli import application
 from hemacrypt.embedded import SampleCell, bundle_path
 from hemacrypt.engines import DEFAULT_ENGINE
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
 from tests.e2e.recording import recording_proxy
+from tests.large import write_large_bundle
 
 
 def test_encrypted_answers_equal_clear_ones_within_the_bound(
@@ -361,3 +364,12 @@ def test_predicting_without_keys_says_what_to_do(address: str, cells: list[Sampl
         pytest.raises(KeysMissingError, match="hemacrypt keygen"),
     ):
         keyless.predict(cells[0].path)
+
+
+def test_the_demo_shows_a_model_that_reads_64_pixels(tmp_path: Path) -> None:
+    write_large_bundle(tmp_path / "large")
+    arguments = ["demo", "--model", str(tmp_path / "large"), "--limit", "4", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(application(), arguments)
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["images"], report["disagreements"]) == (4, 0)

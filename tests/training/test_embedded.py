@@ -1,4 +1,4 @@
-"""The bundle and the cells that come with Hemacrypt."""
+"""The bundles and the cells that come with Hemacrypt."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 from hemacrypt import embedded
 from hemacrypt.bundle import Bundle
 from hemacrypt.preprocess import Pixels, read_pixels
-from training.datasets import LABELS, PROTOCOL_WORDS, embedded_part, heldout_subjects
+from training.datasets import LABELS, embedded_part, heldout_subjects
 from training.evaluate import figures
 from training.run import TOLERANCE
 
 
-@pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    return Bundle.read(embedded.bundle_path())
+@pytest.fixture(scope="module", params=embedded.zoo())
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    return Bundle.read(embedded.bundle_path(request.param))
 
 
 def bmp(pixels: Pixels) -> bytes:
@@ -66,9 +66,7 @@ def test_attribution_and_licence_lie_beside_the_cells() -> None:
 
 def test_the_bundle_is_of_the_family_and_calibrated(bundle: Bundle) -> None:
     assert bundle.manifest.labels == LABELS
-    assert bundle.network.squares == 2
-    assert bundle.network.linears[0].outputs <= 4096
-    assert bundle.network.linears[1].outputs <= 64
+    assert bundle.network.squares >= 1
     assert bundle.network.magnitudes is not None
     assert bundle.network.magnitudes[-1].max() < 20
     assert bundle.manifest.training["collapse_difference"] <= TOLERANCE
@@ -76,7 +74,7 @@ def test_the_bundle_is_of_the_family_and_calibrated(bundle: Bundle) -> None:
 
 def test_no_subject_of_the_sample_was_trained_or_validated_on(bundle: Bundle) -> None:
     data = bundle.manifest.data
-    assert data["protocol_in_words"] == PROTOCOL_WORDS["subject"]
+    assert data["protocol"] in ("subject", "heldout")
     seen = {
         name for part in ("train", "validation") for group in data["parts"][part]["groups"] for name in group.split("+")
     }

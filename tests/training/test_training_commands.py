@@ -21,6 +21,7 @@ from hemacrypt.cli import main
 from hemacrypt.errors import BundleError
 from hemacrypt.network import CollapsedNetwork, Dense
 from hemacrypt.preprocess import ArrayPreprocessing
+from tests.large import write_large_bundle
 from training import cli
 from training.datasets import PROTOCOL_WORDS, Split, load_cells
 from training.errors import CollapseError, DataError, RunError
@@ -141,6 +142,18 @@ def test_evaluate_on_held_out_subjects_and_on_the_embedded_cells(bundle: Path, a
     assert found["protocol"].startswith("held-out subjects")
     call("evaluate", bundle, "--out", tmp_path / "b.json")
     assert json.loads((tmp_path / "b.json").read_text())["n"] == 180
+
+
+def test_evaluate_takes_a_bundle_of_the_zoo_and_one_for_64_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_large_bundle(tmp_path / "large")
+    for named in ("balanced", "large"):
+        call("evaluate", named, "--out", "figures.json")
+        found = json.loads((tmp_path / "figures.json").read_text())
+        assert found["n"] == 180
+        assert 0 < found["sensitivity"] < 1
 
 
 def test_the_subject_protocol_looks_at_held_out_cells_only_when_told(
