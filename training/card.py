@@ -179,9 +179,15 @@ def _calibration(record: Mapping[str, Any]) -> Iterator[str]:
 
 def _reproduction(training: Mapping[str, Any]) -> Iterator[str]:
     if training:
+        made = "`hemacrypt train`, `hemacrypt export`, `hemacrypt evaluate`"
+        if "study" in training:
+            made = (
+                f"`{training['command']}`, then `hemacrypt study export OUT {training['model']} --protocol "
+                f"{training['protocol']} --fold {training['fold']} --seed {training['seed']}`"
+            )
         yield (
-            "With the data named above: `hemacrypt train`, `hemacrypt export`, `hemacrypt evaluate`, and `hemacrypt "
-            "verify` for the encrypted figures. Settings, seeds included:"
+            f"With the data named above: {made}, and `hemacrypt verify` for the encrypted figures. Settings, seeds "
+            "included:"
         )
         yield f"```json\n{json.dumps(dict(training), indent=2, ensure_ascii=False)}\n```"
 

@@ -118,12 +118,19 @@ def export(
     quiet_tensorflow()
     preprocessing = _preprocessing()
     cells = _load(data, preprocessing, console)
-    from training.run import TOLERANCE, export_run
+    from training.run import export_run
 
     bundle, difference = export_run(run, out, cells, preprocessing, name, description)
+    tell_export(out, bundle, difference, "the test images", console)
+
+
+def tell_export(out: Path, bundle: Bundle, difference: float, images: str, console: Console) -> None:
+    """Print what was exported, and how well it agrees with Keras on which images."""
+    from training.export import TOLERANCE
+
     for index, (layer, peaks) in enumerate(zip(bundle.network.linears, bundle.network.peaks, strict=True)):
         console.print(f"layer {index}: {layer.describe()}, largest value on training cells {np.max(peaks):.3g}")
-    console.print(f"largest relative difference from Keras on the test images: {difference:.1e} (at most {TOLERANCE})")
+    console.print(f"largest relative difference from Keras on {images}: {difference:.1e} (at most {TOLERANCE})")
     console.print(f"{out}: bundle {bundle.manifest.name}, digest {bundle.digest[:16]}…")
 
 

@@ -121,6 +121,28 @@ class CellImages:
         taken = {field.name: getattr(self, field.name)[rows] for field in fields(self)}
         return CellImages(**taken | {"dup_of": np.full(len(rows), -1, dtype=np.int32)})
 
+    def rows_of(self, digests: Sequence[str], what: str) -> Rows:
+        """Return the rows of some images, named by the SHA-256 of their originals, in that order, shape (n,).
+
+        Parameters
+        ----------
+        what:
+            What they are, for the message.
+
+        Raises
+        ------
+        DataError
+            If one of them is not among these.
+        """
+        where = {digest: row for row, digest in reversed(list(enumerate(self.sha256.tolist())))}
+        missing = [digest for digest in digests if digest not in where]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of {len(digests)} images of {what} are not in this data "
+                f"(first SHA-256 {missing[0][:16]}…); point --data at the data that the run was trained on"
+            )
+        return np.array([where[digest] for digest in digests], dtype=np.intp)
+
     def fingerprint(self, rows: Rows) -> str:
         """Return the SHA-256 over the sorted SHA-256 of some rows: equal for equal sets of images, in any order."""
         return hashlib.sha256("\n".join(sorted(self.sha256[rows].tolist())).encode()).hexdigest()
@@ -157,15 +179,7 @@ class Split:
         DataError
             If an image of the part is not among the cells.
         """
-        where = {digest: row for row, digest in reversed(list(enumerate(cells.sha256.tolist())))}
-        wanted = self.parts[part]
-        missing = [digest for digest in wanted if digest not in where]
-        if missing:
-            raise DataError(
-                f"{len(missing)} of {len(wanted)} images of the {part} part are not in this data "
-                f"(first SHA-256 {missing[0][:16]}…); point --data at the data that the run was trained on"
-            )
-        return np.array([where[digest] for digest in wanted], dtype=np.intp)
+        return cells.rows_of(self.parts[part], f"the {part} part")
 
     def write(self, run: Path) -> None:
         """Write ``split.json`` into the folder of a run."""

@@ -12,9 +12,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,22 +21,17 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from hemacrypt.bundle import Bundle
-from hemacrypt.margins import margin_quantiles
-from hemacrypt.network import Array, CollapsedNetwork, Dense, Linear
-from hemacrypt.preprocess import Pixels, Preprocessing
+from hemacrypt.preprocess import Preprocessing
 from training import datasets
-from training.card import model_card
-from training.collapse import collapse, largest_difference
 from training.datasets import CellImages, Part, Split
-from training.errors import CollapseError, DataError, RunError
+from training.errors import DataError, RunError
 from training.evaluate import Figures, figures
+from training.export import Export, export_network, part_record
 from training.fit import fit, logits, network_input
 from training.report import draw_curves
 from training.settings import Settings, read_json
 
 MODEL, METRICS, SETTINGS, CURVES = "model.keras", "metrics.json", "settings.json", "curves.png"
-# The bundle computes what the Keras model computes, up to this; `largest_difference` says relative to what.
-TOLERANCE = 1e-5
 
 
 class RunMetrics(BaseModel):
@@ -134,10 +127,9 @@ def export_run(
     name: str,
     description: str,
 ) -> tuple[Bundle, float]:
-    """Collapse the model of a run, check it on every test image, calibrate it and write the bundle.
+    """Export the network of a run, checked on every test image; see `training.export.export_network`.
 
-    Magnitudes are measured on the train part only. The check compares the network as it will stand on disk, rounded
-    to float32, with the Keras model.
+    Magnitudes are measured on the train part only.
 
     Returns
     -------
@@ -151,8 +143,7 @@ def export_run(
     DataError
         If the data is not that of the run.
     CollapseError
-        If the model is not of the family, or the collapsed network differs by more than `TOLERANCE`. Nothing is
-        written then.
+        As `training.export.export_network`.
     """
     settings, metrics, split = read_json(run / SETTINGS, Settings), read_metrics(run), Split.read(run)
     if not (run / MODEL).is_file():
@@ -160,71 +151,28 @@ def export_run(
     train, validation, test = (split.rows(cells, part) for part in ("train", "validation", "test"))
     if cells.fingerprint(np.concatenate([train, validation])) != metrics.data_fingerprint:
         raise DataError(f"the data is not what {run} was trained on; point --data at the same data")
-    model = keras.saving.load_model(run / MODEL, compile=False, safe_mode=True)
-    network = _as_stored(collapse(model, preprocessing.input_range))
-    difference = largest_difference(network, model, network_input(cells, test, preprocessing))
-    if not difference <= TOLERANCE:
-        raise CollapseError(
-            f"collapsed network and Keras model differ by {difference:.2e} on the test images; at most {TOLERANCE:.0e} "
-            "is accepted: train with smaller weights (more weight decay or logit penalty)"
-        )
-    seen = preprocessing.normalise(cells.images[train])
-    peaks, margins = network.calibrated(seen), margin_quantiles(network(seen))
-    declared = preprocessing.model_copy(update={"largest_mean": _largest_mean(cells.images[train])})
-    bundle = Bundle.create(
-        peaks,
+    export = Export(
         name=name,
         description=description,
-        labels=datasets.LABELS,
-        preprocessing=declared,
-        training={
-            **settings.model_dump(mode="json"),
-            "kept_epoch": metrics.kept_epoch,
-            "collapse_difference": difference,
-        },
+        preprocessing=preprocessing,
+        seen=cells.images[train],
+        checked=cells.images[test],
+        training={**settings.model_dump(mode="json"), "kept_epoch": metrics.kept_epoch},
         data=_provenance(cells, split, metrics),
-        metrics={part: values.model_dump(mode="json") for part, values in metrics.parts.items()} | {"margins": margins},
+        metrics={part: values.model_dump(mode="json") for part, values in metrics.parts.items()},
     )
-    return bundle.with_card(model_card(bundle.manifest)).write(out), difference
-
-
-def _largest_mean(images: Pixels) -> float:
-    """Return the mean level that no cell may exceed: a quarter beyond the brightest training image, a whole number.
-
-    Squares make logits grow with the fourth power of the input; this keeps them within the planner's headroom.
-    """
-    brightest = float(images.mean(axis=(1, 2, 3)).max())
-    return min(float(math.ceil(1.25 * brightest)), 255.0)
-
-
-def _as_stored(network: CollapsedNetwork) -> CollapsedNetwork:
-    """Return the network with every number rounded to float32, as a bundle keeps it."""
-
-    def rounded(values: Array) -> Array:
-        return values.astype(np.float32).astype(np.float64)
-
-    def stored(layer: Linear) -> Linear:
-        if isinstance(layer, Dense):
-            return Dense(rounded(layer.weight), rounded(layer.bias))
-        return replace(layer, kernel=rounded(layer.kernel), bias=rounded(layer.bias))
-
-    return replace(network, linears=tuple(stored(layer) for layer in network.linears))
+    return export_network(keras.saving.load_model(run / MODEL, compile=False, safe_mode=True), export, out)
 
 
 def _provenance(cells: CellImages, split: Split, metrics: RunMetrics) -> dict[str, Any]:
-    parts: dict[str, dict[str, Any]] = {}
-    for part in split.parts:
-        rows = split.rows(cells, part)
-        parts[part] = {
-            "images": len(rows),
-            "leukaemic": int(cells.labels[rows].sum()),
-            "groups": sorted(set(cells.groups[rows].tolist())),
-        }
     return {
         "source": datasets.SOURCE,
         "protocol": split.protocol,
         "protocol_in_words": split.words,
         "fingerprint": metrics.data_fingerprint,
-        "parts": parts,
+        "parts": {
+            part: part_record(cells.labels[rows], cells.groups[rows])
+            for part, rows in ((part, split.rows(cells, part)) for part in split.parts)
+        },
         "held_out_subjects": sorted(datasets.heldout_subjects()),
     }

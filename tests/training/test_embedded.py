@@ -13,7 +13,7 @@ from hemacrypt.bundle import Bundle
 from hemacrypt.preprocess import Pixels, read_pixels
 from training.datasets import LABELS, embedded_part, heldout_subjects
 from training.evaluate import figures
-from training.run import TOLERANCE
+from training.export import TOLERANCE
 
 
 @pytest.fixture(scope="module", params=embedded.zoo())

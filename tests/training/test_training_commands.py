@@ -25,7 +25,7 @@ from tests.large import write_large_bundle
 from training import cli
 from training.datasets import PROTOCOL_WORDS, Split, load_cells
 from training.errors import CollapseError, DataError, RunError
-from training.run import TOLERANCE
+from training.export import TOLERANCE
 
 
 def call(*words: object) -> str:
@@ -174,7 +174,7 @@ def test_the_subject_protocol_looks_at_held_out_cells_only_when_told(
 def test_a_model_that_does_not_agree_is_not_exported(
     run: Path, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.run.TOLERANCE", 1e-12)  # float32 cannot reach this
+    monkeypatch.setattr("training.export.TOLERANCE", 1e-12)  # float32 cannot reach this
     with pytest.raises(CollapseError, match="differ by"):
         call("export", run, "--data", arrays, "--out", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()

@@ -1,7 +1,8 @@
-"""The commands ``hemacrypt study run | report | list``; TensorFlow is imported inside them."""
+"""The commands ``hemacrypt study run | report | export | encrypt | list``; TensorFlow is imported inside them."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +11,22 @@ from rich.console import Console
 from rich.table import Table
 
 from hemacrypt import DISCLAIMER
-from training.cli import DataOption, quiet_tensorflow
+from training.cli import DataOption, quiet_tensorflow, tell_export
 from training.datasets import data_folder
-from training.study.config import read_study, shipped
+from training.study.config import Protocol, read_study, shipped
 
 app = typer.Typer(
-    help="Train and compare many models: run a study, report on it, list the studies.", no_args_is_help=True
+    help="Train and compare many models: run a study, report, export and encrypt its networks.",
+    no_args_is_help=True,
 )
+
+
+class ProtocolChoice(StrEnum):
+    """How the data was divided; see docs/studies.md."""
+
+    image = "image"
+    grouped = "grouped"
+    heldout = "heldout"
 
 
 @app.command()
@@ -71,6 +81,66 @@ def report(out: Annotated[Path, typer.Argument(help="Folder that `hemacrypt stud
 
     write_report(out)
     Console().print(f"{out / 'report.md'}: tables and pictures")
+
+
+@app.command()
+def export(
+    study: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that `hemacrypt study run` has written.")],
+    model: Annotated[str, typer.Argument(help="A square model of the study, with keep_weights = true.")],
+    protocol: Annotated[ProtocolChoice, typer.Option(help="Which of its networks: the protocol it was trained under,")],
+    out: Annotated[Path, typer.Option("--out", help="Bundle directory to write.")],
+    name: Annotated[str, typer.Option(help="Name under which the bundle is served.")] = "leukaemia",
+    description: Annotated[str, typer.Option(help="What it is, in a sentence. [default: made of the layers]")] = "",
+    fold: Annotated[int, typer.Option(min=0, help="the fold that it was not trained on (grouped),")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="and the seed. [default: the model's first]")] = None,
+    data: DataOption = None,
+) -> None:
+    """Make a bundle of a study's network: folded, checked, with a fitted temperature, the study's figures and a card.
+
+    Held-out cells are not read, not even for a network of the protocol heldout.
+    """
+    console = Console()
+    quiet_tensorflow()
+    from training.study.export import export_trained, study_cells, trained_run
+    from training.study.results import collect
+
+    results = collect(study, with_encrypted=False)
+    run = trained_run(results, model, protocol.value, fold, seed)
+    cells = study_cells(data_folder(data), run.model.size)
+    bundle, difference = export_trained(results, run, cells, out, name, description)
+    console.print(f"temperature {bundle.manifest.metrics['calibration']['temperature']:.3f}, in the last layer")
+    tell_export(out, bundle, difference, f"the {'train' if run.protocol == 'heldout' else 'test'} images", console)
+
+
+@app.command()
+def encrypt(
+    study: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that `hemacrypt study run` has written.")],
+    data: DataOption = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="Only this model; repeatable. [default: all that kept weights]")
+    ] = None,
+    protocol: Annotated[
+        list[ProtocolChoice] | None, typer.Option("--protocol", help="Only networks of this protocol; repeatable.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many test cells of each network.")] = None,
+    threads: Annotated[int, typer.Option(min=1, max=64, help="Threads for one image.")] = 1,
+) -> None:
+    """Evaluate the test cells of a study's square networks under encryption, and report again.
+
+    What is there already is passed over. Exit status 1 when a network could not be evaluated.
+    """
+    console = Console()
+    quiet_tensorflow()
+    from training.study.encrypt import encrypt_study
+    from training.study.report import write_report
+
+    protocols: list[Protocol] = [choice.value for choice in protocol or ()]
+    outcomes = encrypt_study(study, data_folder(data), model or (), protocols, limit, threads, console)
+    write_report(study)
+    console.print(f"{study / 'report.md'}: tables and pictures")
+    console.print(DISCLAIMER)
+    if any(outcome.status == "failed" for outcome in outcomes):
+        raise typer.Exit(1)
 
 
 @app.command("list")

@@ -43,11 +43,23 @@ class EncryptedResult(BaseModel):
         The run whose network was evaluated.
     logits:
         An ``.npz`` file, relative to the JSON file, with ``logits`` (float64, shape (n, 2)) and ``sha256`` (strings,
-        shape (n,)) of test cells, in any order.
+        shape (n,)) of test cells, in any order. They are on the scale of the run's own logits: where the bundle's last
+        layer was divided by a temperature, what was decrypted is multiplied by it again. So the same temperatures serve
+        both, and nothing is scaled twice.
     milliseconds:
         Median of the computation for one image.
     engine, scheme, digest, note:
         How, on which bundle, and a remark.
+    temperature:
+        That of the bundle.
+    cells:
+        For how many cells this was asked; 0 where nobody said.
+    disagreements, largest_error, error_bound:
+        Cells with another prediction than the bundle gives in the clear, or with an answer that could not be read;
+        largest difference of a decrypted logit from the clear one, and the largest bound on it. Of the bundle's logits,
+        which are divided by the temperature.
+    run:
+        Digest of the run whose network it is; empty where nobody said.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,6 +74,12 @@ class EncryptedResult(BaseModel):
     scheme: str = "ckks"
     digest: str = ""
     note: str = ""
+    temperature: float = 1.0
+    cells: int = 0
+    disagreements: int = 0
+    largest_error: float | None = None
+    error_bound: float | None = None
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -238,8 +256,13 @@ class Results:
         return sum(run.seconds for run in self.runs) / 3600
 
 
-def collect(out: Path) -> Results:
+def collect(out: Path, with_encrypted: bool = True) -> Results:
     """Read all runs of a study.
+
+    Parameters
+    ----------
+    with_encrypted:
+        Also read what was computed under encryption.
 
     Raises
     ------
@@ -247,7 +270,7 @@ def collect(out: Path) -> Results:
         If the folder holds no study, or a file in it is broken.
     """
     written = read_written(out)
-    encrypted = _read_encrypted(out)
+    encrypted = _read_encrypted(out) if with_encrypted else []
     pooled: list[Pooled] = []
     missing: list[Missing] = []
     runs: list[RunResult] = []
@@ -307,7 +330,7 @@ def _pool(
         folds=folds[order],
         sha256=sha256[order],
         grouped=grouped if protocol == "heldout" else None,
-        encrypted=_encrypted_of(model.name, protocol, seed, sha256[order], encrypted),
+        encrypted=_encrypted_of(model.name, protocol, seed, sha256[order], results, encrypted),
     )
 
 
@@ -325,7 +348,12 @@ def _read_encrypted(out: Path) -> list[tuple[EncryptedResult, Path]]:
 
 
 def _encrypted_of(
-    model: str, protocol: Protocol, seed: int, sha256: Strings, every: Sequence[tuple[EncryptedResult, Path]]
+    model: str,
+    protocol: Protocol,
+    seed: int,
+    sha256: Strings,
+    runs: Sequence[RunResult],
+    every: Sequence[tuple[EncryptedResult, Path]],
 ) -> Encrypted | None:
     mine = [
         (result, path)
@@ -334,6 +362,10 @@ def _encrypted_of(
     ]
     if not mine:
         return None
+    digests = {run.fold: run.digest for run in runs}
+    for result, path in mine:
+        if result.run not in ("", digests.get(result.fold)):
+            raise RunError(f"{path} is of a run that was replaced since; call `hemacrypt study encrypt` again")
     where = {digest: row for row, digest in enumerate(sha256.tolist())}
     logits: list[Any] = []
     rows: list[int] = []

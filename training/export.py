@@ -1,0 +1,159 @@
+"""From a trained Keras network to a bundle on disk: folded, checked, calibrated, written with its card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from hemacrypt.bundle import Bundle
+from hemacrypt.margins import margin_quantiles
+from hemacrypt.network import Array, CollapsedNetwork, Dense, Linear
+from hemacrypt.preprocess import Pixels, Preprocessing
+from training.calibration import scaled
+from training.card import model_card
+from training.collapse import collapse, largest_difference
+from training.datasets import LABELS
+from training.errors import CollapseError
+
+# The bundle computes what the Keras model computes, up to this; `largest_difference` says relative to what.
+TOLERANCE = 1e-5
+# Images in work at once: a first layer may write hundreds of kilobytes for each.
+_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Export:
+    """What becomes a bundle, besides the network.
+
+    Attributes
+    ----------
+    name, description:
+        As in the manifest; without a description one is made of the layers.
+    preprocessing:
+        How the network reads cells; ``largest_mean`` is filled in.
+    seen:
+        Cells that it was trained on, uint8, shape (n, size, size, 3): magnitudes, margins and ``largest_mean`` are
+        those of them.
+    checked:
+        Cells on which it must agree with Keras, uint8, shape (n, size, size, 3).
+    temperature:
+        What the last layer is divided by; see `training.calibration`.
+    training, data, metrics:
+        As in the manifest, but for what is measured here.
+    """
+
+    name: str
+    description: str
+    preprocessing: Preprocessing
+    seen: Pixels
+    checked: Pixels
+    training: Mapping[str, Any]
+    data: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    temperature: float = 1.0
+
+
+def export_network(model: keras.Model, export: Export, out: Path) -> tuple[Bundle, float]:
+    """Collapse a network, check it, divide by its temperature, calibrate it and write the bundle.
+
+    The check compares the network as it will stand on disk, rounded to float32, with the Keras model; its logits are
+    multiplied by the temperature again for that.
+
+    Returns
+    -------
+    bundle, difference
+        The bundle as read back, and the largest relative difference; see `training.collapse.largest_difference`.
+
+    Raises
+    ------
+    CollapseError
+        If the model is not of the family, or the collapsed network differs by more than `TOLERANCE`. Nothing is
+        written then.
+    BundleError
+        If the name cannot be one, or the bundle cannot be written.
+    """
+    preprocessing = export.preprocessing
+    network = _as_stored(scaled(collapse(model, preprocessing.input_range), export.temperature))
+    unscaled = scaled(network, 1 / export.temperature)
+    difference = max(
+        largest_difference(unscaled, model, np.moveaxis(preprocessing.normalise(images), -3, -1))
+        for images in _chunks(export.checked)
+    )
+    if not difference <= TOLERANCE:
+        raise CollapseError(
+            f"collapsed network and Keras model differ by {difference:.2e} on the images compared; at most "
+            f"{TOLERANCE:.0e} is accepted: train with smaller weights (more weight decay or logit penalty)"
+        )
+    calibrated, margins = _calibrated(network, preprocessing, export.seen)
+    bundle = Bundle.create(
+        calibrated,
+        name=export.name,
+        description=export.description or _described(network, preprocessing),
+        labels=LABELS,
+        preprocessing=preprocessing.model_copy(update={"largest_mean": _largest_mean(export.seen)}),
+        training={**export.training, "collapse_difference": difference},
+        data=export.data,
+        metrics={**export.metrics, "margins": margins},
+    )
+    return bundle.with_card(model_card(bundle.manifest)).write(out), difference
+
+
+def part_record(labels: npt.NDArray[np.uint8], groups: npt.NDArray[np.str_]) -> dict[str, Any]:
+    """Return what a manifest says of one part of the data: numbers of cells, and the groups they are of."""
+    return {"images": len(labels), "leukaemic": int(labels.sum()), "groups": sorted(set(groups.tolist()))}
+
+
+def _calibrated(
+    network: CollapsedNetwork, preprocessing: Preprocessing, images: Pixels
+) -> tuple[CollapsedNetwork, dict[str, float]]:
+    """Measure magnitudes and margins."""
+    peaks: list[Any] = [0.0] * len(network.linears)
+    logits: list[Array] = []
+    for some in _chunks(images):
+        written = network.trace(preprocessing.normalise(some))
+        peaks = [np.maximum(peak, np.abs(values).max(axis=0)) for peak, values in zip(peaks, written, strict=True)]
+        logits.append(written[-1])
+    return replace(network, magnitudes=tuple(peaks)), margin_quantiles(np.concatenate(logits))
+
+
+def _chunks(images: Pixels) -> Iterator[Pixels]:
+    return (images[start : start + _AT_ONCE] for start in range(0, len(images), _AT_ONCE))
+
+
+def _described(network: CollapsedNetwork, preprocessing: Preprocessing) -> str:
+    layers = ", square, ".join(layer.describe() for layer in network.linears)
+    return (
+        f"Is this blood cell leukaemic? One segmented, stain-normalised cell on black ({preprocessing.image_size}x"
+        f"{preprocessing.image_size}, as C-NMC 2019) is reduced to {preprocessing.size}x{preprocessing.size} pixels; "
+        f"{layers}. Decision support for research, not a diagnosis."
+    )
+
+
+def _largest_mean(images: Pixels) -> float:
+    """Return the mean level that no cell may exceed: a quarter beyond the brightest training image, a whole number.
+
+    Squares make logits grow with the fourth power of the input; this keeps them within the planner's headroom.
+    """
+    brightest = float(images.mean(axis=(1, 2, 3)).max())
+    return min(float(math.ceil(1.25 * brightest)), 255.0)
+
+
+def _as_stored(network: CollapsedNetwork) -> CollapsedNetwork:
+    """Return the network with every number rounded to float32, as a bundle keeps it."""
+
+    def rounded(values: Array) -> Array:
+        return values.astype(np.float32).astype(np.float64)
+
+    def stored(layer: Linear) -> Linear:
+        if isinstance(layer, Dense):
+            return Dense(rounded(layer.weight), rounded(layer.bias))
+        return replace(layer, kernel=rounded(layer.kernel), bias=rounded(layer.bias))
+
+    return replace(network, linears=tuple(stored(layer) for layer in network.linears))
