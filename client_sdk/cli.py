@@ -200,6 +200,9 @@ def verify(
     scheme: Annotated[list[SchemeChoice] | None, typer.Option(help="Repeatable. [default: both]")] = None,
     engine: Annotated[str, typer.Option(help="Engine: vector, or seal, the reference.")] = DEFAULT_ENGINE,
     threads: Annotated[int, typer.Option(min=1, max=64, help="Threads for one image (engine vector).")] = 1,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="ckks: two images at a time, where the model has a plan for that.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write what came of it here.")] = None,
     logits_file: Annotated[
         Path | None, typer.Option("--logits", help="Write every image's logits, encrypted and clear, here (.npz).")
@@ -223,7 +226,7 @@ def verify(
     console.print(
         f"[bold]Hemacrypt verify[/]: {escape(model.manifest.name)}, {len(cases)} images, {' and '.join(chosen)}"
     )
-    records = verifying.verify(model, cases, chosen, engine, threads, console, kept.__setitem__)
+    records = verifying.verify(model, cases, chosen, engine, threads, console, kept.__setitem__, pairs)
     if logits_file is not None:
         verifying.write_logits(kept, cases, logits_file)
         console.print(f"written: {logits_file}", highlight=False)

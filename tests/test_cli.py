@@ -38,7 +38,7 @@ _COMMANDS = {
         "--magnitudes",
     ),
     "evaluate": (),
-    "study": ("run", "report", "list"),
+    "study": ("run", "report", "export", "encrypt", "list"),
     "serve": (
         *("--host", "--port", "--store", "--workers", "--threads", "--engine", "--key-budget-mb"),
         *("--port-file", "--tls-certificate", "--tls-key"),

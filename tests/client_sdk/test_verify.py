@@ -311,3 +311,29 @@ def test_a_bundle_of_the_zoo_is_verified_by_its_name(tmp_path: Path, monkeypatch
     done = CliRunner().invoke(application(), arguments)
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "v.json").read_text())["disagreements"] == 0
+
+
+def test_pairs_give_each_image_its_own_answer() -> None:
+    from hemacrypt.bundle import Bundle
+    from hemacrypt.embedded import bundle_path
+
+    bundle, cases = Bundle.read(bundle_path()), load([], limit=3)
+    kept: dict[Scheme, Sequence[Outcome | None]] = {}
+    (record,) = verify(bundle, cases, ("ckks",), "vector", 1, _console(), kept.__setitem__, pairs=True)
+    assert failures(record) == []
+    assert (record["images"], record["images_at_a_time"]) == (3, 2)
+    outcomes = [outcome for outcome in kept["ckks"] if outcome is not None]
+    assert [outcome.case.source for outcome in outcomes] == [case.source for case in cases]
+    for outcome in outcomes:
+        clear = bundle.network(bundle.manifest.preprocessing(outcome.case.image)[None])[0]
+        np.testing.assert_allclose(outcome.encrypted, clear, atol=outcome.bound)
+    (single,) = verify(bundle, cases[:1], ("ckks",), "vector", 1, _console())
+    assert single["images_at_a_time"] == 1
+    assert record["bytes"]["upload_per_image"] < 0.6 * single["bytes"]["upload_per_image"]
+
+
+def test_without_a_plan_for_pairs_images_go_one_by_one(small: Small, cases: list[Case]) -> None:
+    console = _console()
+    (record,) = verify(small.bundle, cases, ("ckks",), "seal", 1, console, pairs=True)
+    assert failures(record) == []
+    assert (record["images_at_a_time"] == 1) == ("go one by one" in _printed(console))

@@ -124,6 +124,9 @@ def encrypt(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many test cells of each network.")] = None,
     threads: Annotated[int, typer.Option(min=1, max=64, help="Threads for one image.")] = 1,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Two cells at a time: sooner done; milliseconds are then a throughput.")
+    ] = False,
 ) -> None:
     """Evaluate the test cells of a study's square networks under encryption, and report again.
 
@@ -135,7 +138,7 @@ def encrypt(
     from training.study.report import write_report
 
     protocols: list[Protocol] = [choice.value for choice in protocol or ()]
-    outcomes = encrypt_study(study, data_folder(data), model or (), protocols, limit, threads, console)
+    outcomes = encrypt_study(study, data_folder(data), model or (), protocols, limit, threads, pairs, console)
     write_report(study)
     console.print(f"{study / 'report.md'}: tables and pictures")
     console.print(DISCLAIMER)

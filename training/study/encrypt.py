@@ -55,6 +55,7 @@ def encrypt_study(
     protocols: Sequence[Protocol] = (),
     limit: int | None = None,
     threads: int = 1,
+    pairs: bool = False,
     console: Console | None = None,
 ) -> tuple[Encryption, ...]:
     """Evaluate every finished run of square networks under encryption that is not there yet.
@@ -73,6 +74,9 @@ def encrypt_study(
         At most so many test cells of each run, evenly spread.
     threads:
         Threads for one image.
+    pairs:
+        Two cells at a time, where the network has a plan for that. Their milliseconds are a half of the pair's: a
+        throughput, and the engine's name says so.
 
     Returns
     -------
@@ -105,7 +109,7 @@ def encrypt_study(
             if key not in kept:
                 kept[key] = study_cells(data, *key)
             try:
-                outcome = _encrypt(results, run, kept[key], wanted[run.name], threads)
+                outcome = _encrypt(results, run, kept[key], wanted[run.name], threads, pairs)
             except HemacryptError as error:
                 outcome = Encryption(run.name, "failed", str(error))
             bars.advance(task, len(wanted[run.name]))
@@ -151,7 +155,9 @@ def _some(count: int, limit: int | None) -> list[int]:
     return [int(row) for row in np.linspace(0, count - 1, limit)]
 
 
-def _encrypt(results: Results, run: Trained, cells: CellImages, rows: list[int], threads: int) -> Encryption:
+def _encrypt(
+    results: Results, run: Trained, cells: CellImages, rows: list[int], threads: int, pairs: bool
+) -> Encryption:
     bundle, directory = _bundle(results, run, cells)
     target = run.out / ENCRYPTED / f"{run.name}.json"
     if _is_there(target, bundle, len(rows)):
@@ -161,7 +167,7 @@ def _encrypt(results: Results, run: Trained, cells: CellImages, rows: list[int],
     with tempfile.TemporaryDirectory(prefix="hemacrypt-study-") as scratch:
         archive = Path(scratch) / "cells.npz"
         np.savez(archive, images=cells.images[shown], labels=cells.labels[shown])
-        record, logits = _verified(directory, archive, Path(scratch), threads)
+        record, logits = _verified(directory, archive, Path(scratch), threads, pairs)
     if record["bundle"] != bundle.digest or len(logits) != len(sha256):
         raise RunError(f"{directory} was changed while it was evaluated; call `hemacrypt study encrypt` again")
     temperature = float(bundle.manifest.metrics["calibration"]["temperature"])
@@ -189,7 +195,9 @@ def _is_there(target: Path, bundle: Bundle, cells: int) -> bool:
     return held.digest == bundle.digest and held.cells >= cells and (target.parent / held.logits).is_file()
 
 
-def _verified(directory: Path, archive: Path, scratch: Path, threads: int) -> tuple[dict[str, Any], Doubles]:
+def _verified(
+    directory: Path, archive: Path, scratch: Path, threads: int, pairs: bool
+) -> tuple[dict[str, Any], Doubles]:
     """Call the hospital's program; return its record and the decrypted logits, not a number where unreadable.
 
     It exits with status 1 when something disagrees, and that is a result; without its files it is a failure.
@@ -197,6 +205,7 @@ def _verified(directory: Path, archive: Path, scratch: Path, threads: int) -> tu
     told, logits = scratch / "record.json", scratch / "logits.npz"
     command = [sys.executable, "-m", "hemacrypt", "verify", str(directory), "--images", str(archive)]
     command += ["--scheme", "ckks", "--threads", str(threads), "--json", str(told), "--logits", str(logits)]
+    command += ["--pairs"] if pairs else []
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     try:
         record: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
@@ -218,10 +227,10 @@ def _result(
         seed=run.seed,
         logits=f"{run.name}.npz",
         milliseconds=record["ms"]["compute"]["median"],
-        engine=record["engine"],
+        engine=record["engine"] + (", pairs" if record["images_at_a_time"] > 1 else ""),
         scheme=record["scheme"],
         digest=bundle.digest,
-        note=f"{threads} threads" + (f"; {unreadable} answers could not be read" if unreadable else ""),
+        note=f"threads: {threads}" + (f"; {unreadable} answers could not be read" if unreadable else ""),
         temperature=temperature,
         cells=cells,
         disagreements=record["disagreements"],

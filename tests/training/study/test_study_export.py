@@ -205,9 +205,11 @@ def test_encrypted_results_come_into_the_report_and_stay(out: Path, data: Path) 
 
 
 def test_more_cells_are_another_evaluation(out: Path, data: Path) -> None:
-    (one,) = encrypt_study(out, data, ["square"], ["image"], limit=4)
+    (one,) = encrypt_study(out, data, ["square"], ["image"], limit=4, pairs=True)
     assert one.status == "encrypted"
     assert one.words.startswith("4 cells")
+    told = EncryptedResult.model_validate_json((out / "encrypted" / "square-image-0-0.json").read_bytes())
+    assert told.engine == "vector, pairs"
     (two,) = encrypt_study(out, data, ["square"], ["image"], limit=2)
     assert two.status == "already there"
 
