@@ -94,7 +94,7 @@ def model_card(manifest: Manifest) -> str:
         f"Model card: {manifest.name}": [manifest.description, f"**{DISCLAIMER}**", _network(manifest, reads)],
         "Intended use": [_INTENDED],
         "Data": [*_data(manifest.data), _LICENCE],
-        "Figures": list(_figures(parts)) or [_NONE],
+        "Figures": [*_figures(parts), *(_siblings(manifest.training) if parts else ())] or [_NONE],
         "By subject": list(_subjects(_mapping(metrics, "subject_scores"))) or [_NONE],
         "Confounders": list(_confounders(_mapping(metrics, "baselines"), _mapping(metrics, "differences"))) or [_NONE],
         "Calibration": list(_calibration(_mapping(metrics, "calibration"))) or [_NONE],
@@ -138,6 +138,14 @@ def _figures(parts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield "\n".join(f"- {name}: {part['protocol']}" for name, part in parts.items())
     yield "Leukaemic counts as positive. In brackets: 95 % intervals by resampling groups of subjects, where recorded."
     yield _comparison(parts)
+
+
+def _siblings(training: Mapping[str, Any]) -> Iterator[str]:
+    if "study" in training:
+        yield (
+            "Each column is about networks of the same recipe and seed, trained and tested in that way. The one in this "
+            f"bundle is that of `{training['protocol']}`, fold {training['fold']}."
+        )
 
 
 def _subjects(scores: Mapping[str, Any]) -> Iterator[str]:

@@ -74,15 +74,16 @@ def test_calibration_measures_what_the_images_reach(tmp_path: Path) -> None:
         call(tmp_path / "net", tmp_path / "other", "--range", 0, 4, "--calibrate", tmp_path / "train.npz")
 
 
-def test_a_bundle_goes_out_as_cryptonets_files_and_comes_back(tmp_path: Path) -> None:
-    assert "geometry beside them" in call(bundle_path(), tmp_path / "files")
+def test_a_bundle_goes_out_as_cryptonets_files_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "geometry beside them" in call("balanced", tmp_path / "files")
     declared = Bundle.read(bundle_path()).manifest.preprocessing
     (tmp_path / "cells.json").write_text(declared.model_dump_json())
     call(tmp_path / "files", tmp_path / "again", "--preprocessing", tmp_path / "cells.json")
     before, after = Bundle.read(bundle_path()), Bundle.read(tmp_path / "again")
     assert isinstance(after.manifest.preprocessing, Preprocessing)
     assert after.manifest.labels == before.manifest.labels
-    x = np.random.default_rng(0).random((3, 3, 32, 32))
+    x = np.random.default_rng(0).random((3, *declared.input_shape))
     np.testing.assert_array_equal(after.network(x), before.network(x))
 
 

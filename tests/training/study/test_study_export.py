@@ -121,6 +121,7 @@ def test_the_manifest_has_the_studys_figures_and_says_who_was_trained_on(fold: B
     assert trained_subjects(manifest.data) == set(cells.subjects[train].tolist())
     assert manifest.training["fold"] == 1
     assert "hemacrypt study run tiny.toml`, then `hemacrypt study export OUT square --protocol grouped" in fold.card
+    assert "The one in this bundle is that of `grouped`, fold 1." in fold.card
     assert str(data) not in fold.manifest.text()
 
 
