@@ -143,8 +143,8 @@ def _figures(parts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def _siblings(training: Mapping[str, Any]) -> Iterator[str]:
     if "study" in training:
         yield (
-            "Each column is about networks of the same recipe and seed, trained and tested in that way. The one in this "
-            f"bundle is that of `{training['protocol']}`, fold {training['fold']}."
+            "Each column is about networks of the same recipe and seed, trained and tested in that way. The one in "
+            f"this bundle is that of `{training['protocol']}`, fold {training['fold']}."
         )
 
 
