@@ -29,7 +29,8 @@ def collapse(model: keras.Sequential, input_range: tuple[float, float] = (0.0, 1
     ----------
     model:
         Sequential of Conv2D, AveragePooling2D, BatchNormalization, Rescaling, Dropout, Flatten, Dense, Square,
-        Quadratic and the layers of `training.symmetry`, reading (batch, height, width, channels) and ending in a dense layer or convolution.
+        Quadratic and the layers of `training.symmetry`, reading (batch, height, width, channels) and ending in a dense
+        layer or convolution.
     input_range:
         Smallest and largest value of a preprocessed image.
 
