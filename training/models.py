@@ -1,4 +1,4 @@
-"""The trainable network: "CryptoNets for ALL", in Keras.
+"""The trainable networks: "CryptoNets for ALL" and its symmetric relatives, in Keras.
 
 Three convolutions, mean pooling, two squares, dropout, flatten and two dense layers, as the paper (section III.B.2);
 no softmax, because the loss is taken on the logits. Between the squares everything is linear, so the network folds
@@ -13,6 +13,7 @@ import keras
 from keras import layers
 
 from training.settings import Settings
+from training.symmetry import ORDER, OrbitMean, SymmetricConv2D, SymmetricNormalization
 
 
 @keras.saving.register_keras_serializable(package="hemacrypt")
@@ -86,3 +87,82 @@ def cryptonet(settings: Settings, size: int = 32) -> keras.Sequential:
         ],
         name="cryptonet",
     )
+
+
+def symmetric(
+    size: int,
+    first_maps: int = 16,
+    kernel: int = 4,
+    stride: int = 2,
+    padding: int | None = None,
+    inner_maps: int = 0,
+    inner_kernel: int = 4,
+    inner_stride: int = 2,
+    inner_padding: int | None = None,
+    pool: int = 1,
+    hidden: int = 64,
+    dropout: float = 0.2,
+    logit_penalty: float = 1e-3,
+) -> keras.Sequential:
+    """Build a network of squares that answers alike for all eight symmetries of a cell, untrained.
+
+    Convolution, square, optionally a second convolution and square, mean pooling, a dense layer of ``hidden``
+    channels (a convolution over the whole map) and square, the mean over each orbit, and two logits. It collapses to
+    what an ordinary network of the same sizes collapses to; see `training.symmetry`.
+
+    Parameters
+    ----------
+    size:
+        Width and height of the reduced images.
+    first_maps, inner_maps, hidden:
+        Channels of the convolutions and of the dense layer, multiples of 8. Without ``inner_maps`` there are two
+        squares, with them three.
+    kernel, stride, padding, inner_kernel, inner_stride, inner_padding:
+        Of the convolutions; paddings default to (kernel - stride) / 2, rounded down.
+    pool:
+        Width and height of the mean pooling behind the last convolution's square; 1: none. It divides the map.
+    dropout:
+        On the means that the logits read.
+    logit_penalty:
+        Weight of the squared logits in the loss.
+
+    Returns
+    -------
+    keras.Sequential
+        (batch, size, size, 3) float32 in [0, 1] -> (batch, 2) logits in the order of `training.datasets.LABELS`.
+
+    Raises
+    ------
+    ValueError
+        If channels are no multiples of 8, the pooling does not divide the map, or a convolution does not reach both
+        borders of its map alike.
+    """
+    for name, number in (("first_maps", first_maps), ("inner_maps", inner_maps), ("hidden", hidden)):
+        if number % ORDER or number < (0 if name == "inner_maps" else ORDER):
+            raise ValueError(f"{name} is {number}; channels come in orbits of {ORDER}, so give a multiple of {ORDER}")
+    model = keras.Sequential([keras.Input((size, size, 3), name="cell")], name="symmetric")
+    _add_orbits(model, 1, first_maps, kernel, stride, padding)
+    if inner_maps:
+        _add_orbits(model, 2, inner_maps, inner_kernel, inner_stride, inner_padding)
+    side = model.output_shape[1]
+    if pool < 1 or side % pool:
+        raise ValueError(f"pool is {pool} on a map of {side}x{side}; give a divisor of {side}")
+    if pool > 1:
+        model.add(layers.AveragePooling2D(pool, name="pool"))
+    last = 3 if inner_maps else 2
+    model.add(SymmetricConv2D(hidden // ORDER, side // pool, name="dense1"))
+    model.add(layers.Flatten(name="flatten"))
+    model.add(SymmetricNormalization(name=f"norm{last}"))
+    model.add(Square(name=f"square{last}"))
+    model.add(OrbitMean(name="orbits"))
+    model.add(layers.Dropout(dropout, name="dropout"))
+    model.add(layers.Dense(2, activity_regularizer=keras.regularizers.L2(logit_penalty), name="logits"))
+    return model
+
+
+def _add_orbits(model: keras.Sequential, number: int, maps: int, kernel: int, stride: int, padding: int | None) -> None:
+    """Add a symmetric convolution with its normalisation and square."""
+    edge = max(kernel - stride, 0) // 2 if padding is None else padding
+    model.add(SymmetricConv2D(maps // ORDER, kernel, stride, edge, lifted=number > 1, name=f"conv{number}"))
+    model.add(SymmetricNormalization(name=f"norm{number}"))
+    model.add(Square(name=f"square{number}"))

@@ -22,6 +22,7 @@ import keras
 from keras import layers
 
 from training.errors import RunError
+from training.symmetry import ORDER, OrbitMean, SymmetricConv2D, SymmetricNormalization
 
 FEATURES = "features"
 _BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
@@ -61,9 +62,11 @@ def _channels(published: int, width: float) -> int:
     return max(1, round(published * width))
 
 
-def _conv(values: Any, channels: int, kernel: int = 3, stride: int = 1, relu: bool = True) -> Any:
+def _conv(
+    values: Any, channels: int, kernel: int = 3, stride: int = 1, relu: bool = True, momentum: float = 0.95
+) -> Any:
     values = layers.Conv2D(channels, kernel, strides=stride, padding="same", use_bias=False)(values)
-    values = layers.BatchNormalization(momentum=0.95)(values)
+    values = layers.BatchNormalization(momentum=momentum)(values)
     return layers.ReLU()(values) if relu else values
 
 
@@ -81,6 +84,41 @@ def plain(size: int, width: float, dropout: float = 0.3, channels: Sequence[int]
         values = layers.MaxPooling2D(2)(values)
         values = _conv(_conv(values, number), number)
     return keras.Model(entry, _head(values, dropout), name="plain")
+
+
+def deep(size: int, width: float, dropout: float = 0.3, channels: Sequence[int] = (16, 32, 64, 128)) -> keras.Model:
+    """Build eight 3x3 convolutions in four pairs, the first of which reads every pixel: a narrow VGG."""
+    entry = values = keras.Input((size, size, 3), name="cell")
+    for block, published in enumerate(channels):
+        if block:
+            values = layers.MaxPooling2D(2)(values)
+        for _ in range(2):
+            values = _conv(values, _channels(published, width), momentum=0.9)
+    return keras.Model(entry, _head(values, dropout), name="deep")
+
+
+def symmetric_plain(
+    size: int, width: float, dropout: float = 0.3, channels: Sequence[int] = (32, 64, 128)
+) -> keras.Model:
+    """Build `plain` of layers that commute with the eight symmetries; channels are rounded to multiples of 8.
+
+    Its stem is 4x4/2, which reaches both borders of an even map alike, as 3x3/2 does not. ``features`` are means over
+    map and symmetries, so a cell has the same ones however it lies.
+    """
+    first, second, third = (ORDER * max(1, round(number * width / ORDER)) for number in channels)
+    entry = keras.Input((size, size, 3), name="cell")
+    values = _symmetric_conv(_symmetric_conv(entry, first, 4, 2, lifted=False), first)
+    for number in (second, third):
+        values = layers.MaxPooling2D(2)(values)
+        values = _symmetric_conv(_symmetric_conv(values, number), number)
+    values = OrbitMean(name=FEATURES)(layers.GlobalAveragePooling2D()(values))
+    head = layers.Dense(2, name="logits")(layers.Dropout(dropout)(values))
+    return keras.Model(entry, head, name="symmetric_plain")
+
+
+def _symmetric_conv(values: Any, channels: int, kernel: int = 3, stride: int = 1, lifted: bool = True) -> Any:
+    values = SymmetricConv2D(channels // ORDER, kernel, stride, padding=1, lifted=lifted)(values)
+    return layers.ReLU()(SymmetricNormalization(momentum=0.9)(values))
 
 
 def alexnet(size: int, width: float, dropout: float = 0.5) -> keras.Model:
@@ -153,6 +191,8 @@ def cryptonet_relu(size: int, width: float, dropout: float = 0.3) -> keras.Model
 
 NETWORKS: dict[str, Callable[..., keras.Model]] = {
     "plain": plain,
+    "symmetric-plain": symmetric_plain,
+    "deep": deep,
     "alexnet": alexnet,
     "vgg16": vgg16,
     "vgg19": vgg19,
@@ -239,6 +279,9 @@ def multiply_adds(network: keras.Model) -> int:
         elif isinstance(layer, layers.Conv2D):
             height, width = layer.output.shape[1:3]
             total += int(height * width) * _size(layer.kernel)
+        elif isinstance(layer, SymmetricConv2D):
+            height, width = layer.output.shape[1:3]
+            total += int(height * width) * ORDER * _size(layer.weight)
         elif isinstance(layer, layers.Dense):
             total += _size(layer.kernel)
     return total

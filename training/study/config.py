@@ -32,6 +32,18 @@ class Augmentation(_Frozen):
     stain: float = Field(default=0.05, ge=0, lt=1, description="largest relative change of brightness, and of a colour")
 
 
+class Views(_Frozen):
+    """Views of the training cells to which teachers answer; see `training.study.views`."""
+
+    count: int = Field(default=16, ge=1, le=256, description="views of each cell")
+    shift: int = Field(default=1, ge=0, le=8, description="largest shift in 32nds of the width")
+    stain: float = Field(
+        default=0.05, ge=0, lt=0.5, description="largest relative change of brightness, and of a colour"
+    )
+    mix: float = Field(default=0.3, ge=0, le=1, description="share of views into which another cell is mixed")
+    seed: int = Field(default=0, ge=0)
+
+
 class ModelConfig(_Frozen):
     """One model of a study: everything that decides its outcome besides the data and the seed."""
 
@@ -58,6 +70,9 @@ class ModelConfig(_Frozen):
     temperature: float = Field(
         default=2.0, gt=0, description="of teacher and student in the teachers' part of the loss"
     )
+    views: Views | None = Field(
+        default=None, description="teachers answer to these views of the cells, instead of to the cells alone"
+    )
     features: str | None = Field(default=None, description="svm: the model whose features are used without ImageNet's")
     symmetries: bool = Field(default=False, description="average the logits over the eight symmetries of the image")
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
@@ -79,6 +94,8 @@ class ModelConfig(_Frozen):
             raise ValueError(f"{self.name!r}: only a model of family 'svm' takes the features of another")
         if self.teachers and self.family not in ("ordinary", "square"):
             raise ValueError(f"{self.name!r}: a model of family {self.family!r} cannot be distilled from teachers")
+        if self.views and not self.teachers:
+            raise ValueError(f"{self.name!r}: views are what teachers answer to; name teachers, or leave views out")
         if self.family == "svm" and not self.features:
             raise ValueError(f"{self.name!r}: name in `features` the model whose features the SVM is trained on")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:

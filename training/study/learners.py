@@ -12,18 +12,18 @@ from typing import Any, Literal, cast
 
 import keras
 import numpy as np
-from pydantic import ValidationError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from hemacrypt.preprocess import Pixels
 from training.errors import RunError
-from training.models import cryptonet
+from training.models import cryptonet, symmetric
 from training.ordinary import FEATURES, NETWORKS, multiply_adds, ordinary_network
 from training.settings import Settings
 from training.study.config import BASELINES, Family, ModelConfig, StudyConfig
 from training.study.teaching import Doubles, Learned, Lesson, logits_of, network_input, settle, teach
+from training.symmetry import ORDER
 
 Learner = Callable[[Lesson], Learned]
 
@@ -34,9 +34,20 @@ def _paper_square(size: int, width: float, **options: Any) -> keras.Model:
     return cryptonet(Settings.model_validate({**maps, **options}), size)
 
 
+def _symmetric_square(size: int, width: float, **options: Any) -> keras.Model:
+    """Build `training.models.symmetric` with its options; ``width`` multiplies the channels, in whole orbits."""
+
+    def scaled(maps: int) -> int:
+        return maps if width == 1 or not maps else ORDER * max(1, round(maps * width / ORDER))
+
+    chosen = {**_SYMMETRIC_MAPS, **options}
+    return symmetric(size, **{**chosen, **{name: scaled(chosen[name]) for name in _SYMMETRIC_MAPS}})
+
+
 _PAPER_MAPS = {"first_maps": 16, "inner_maps": 32, "hidden": 64}
+_SYMMETRIC_MAPS = {"first_maps": 16, "inner_maps": 0, "hidden": 64}
 # Networks that can be evaluated under encryption: (size, width, **options) -> two logits.
-SQUARES: dict[str, Callable[..., keras.Model]] = {"cryptonet": _paper_square}
+SQUARES: dict[str, Callable[..., keras.Model]] = {"cryptonet": _paper_square, "symmetric": _symmetric_square}
 
 ARCHITECTURES: dict[Family, tuple[str, ...]] = {
     "ordinary": tuple(NETWORKS),
@@ -58,7 +69,7 @@ def build(config: ModelConfig) -> tuple[keras.Model, str]:
         return ordinary_network(config.architecture, config.size, config.width, config.weights, **config.options)
     try:
         return SQUARES[config.architecture](config.size, config.width, **config.options), "from scratch"
-    except (TypeError, ValidationError) as error:
+    except (TypeError, ValueError) as error:  # of the latter is pydantic's
         raise RunError(f"{config.name!r}: {config.architecture!r} does not take {config.options}: {error}") from error
 
 

@@ -28,7 +28,7 @@ from training.datasets import CellImages, load_cells
 from training.errors import DataError, RunError
 from training.fit import weigh
 from training.report import read_progress
-from training.study.config import ModelConfig, StudyConfig
+from training.study.config import ModelConfig, StudyConfig, Views
 from training.study.divisions import Division, admitted, divide
 from training.study.learners import LEARNERS, check
 from training.study.runs import (
@@ -42,8 +42,9 @@ from training.study.runs import (
     read_written,
     write_json,
 )
-from training.study.teaching import Diverged, Doubles, Learned, Lesson, over_symmetries, preprocessing_of
+from training.study.teaching import Diverged, Doubles, Floats, Learned, Lesson, over_symmetries, preprocessing_of
 from training.study.tracker import Tracker
+from training.study.views import DrawnViews, answered
 
 # Raised when the meaning of a configuration changes: runs of before are then no longer taken for finished.
 _FORMAT = 1
@@ -175,8 +176,11 @@ class Study:
         return self._digests[key]
 
     def keeps_weights(self, model: ModelConfig) -> bool:
-        """Whether a model's network is kept: it is asked for, or another takes its features."""
-        return model.keep_weights or any(other.features == model.name for other in self.config.models)
+        """Whether a model's network is kept: it is asked for, or another takes its features or asks it about views."""
+        return model.keep_weights or any(
+            other.features == model.name or (other.views is not None and model.name in other.teachers)
+            for other in self.config.models
+        )
 
 
 def run_study(
@@ -285,7 +289,8 @@ def _lesson(study: Study, job: Job, out: Path, tracker: Tracker) -> Lesson:
         images=cells.images[division.train],
         labels=cells.labels[division.train],
         weights=weigh(cells, division.train, model.label_balance, model.group_power),
-        soft=_soft(study, job, out),
+        soft=None if model.views else _soft(study, job, out),
+        answers=_answers(study, job, out, model.views) if model.views else None,
         watched=watched,
         features=study.needed(job, model.features)[0].folder(out).path / WEIGHTS if model.features else None,
         seed=job.seed,
@@ -305,6 +310,27 @@ def _soft(study: Study, job: Job, out: Path) -> Doubles | None:
             raise DataError(f"{need.folder(out).path} taught other cells, or in another order; run it with --again")
         every.append(given.train_logits)
     mean: Doubles = np.mean(every, axis=0)
+    return mean
+
+
+def _answers(study: Study, job: Job, out: Path, views: Views) -> Floats:
+    """Return the mean logits of all runs of all teachers for every view of the train part, shape (views, n, 2).
+
+    A teacher answers once; its answers are kept beside its network.
+    """
+    train = job.division.train
+    every = []
+    for need in (need for name in job.model.teachers for need in study.needed(job, name)):
+        folder = need.folder(out)
+        kept = folder.path / f"answers-{digest_of(views.model_dump(mode='json'))[:16]}.npy"
+        if not kept.is_file():
+            images = study.cells[need.model.size].images[train]
+            answers = answered(folder.path / WEIGHTS, images, DrawnViews.draw(views, len(train)))
+            beside = kept.with_suffix(".part.npy")
+            np.save(beside, answers, allow_pickle=False)
+            beside.replace(kept)
+        every.append(np.load(kept, allow_pickle=False))
+    mean: Floats = np.mean(every, axis=0, dtype=np.float32)
     return mean
 
 

@@ -22,6 +22,7 @@ from hemacrypt.preprocess import Pixels, Preprocessing
 from training.fit import AugmentedCells, Auroc, logits
 from training.settings import Settings
 from training.study.config import ModelConfig
+from training.study.views import DrawnViews, MatchedViews
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -48,7 +49,9 @@ class Lesson:
     weights:
         float32, shape (n,): how much each cell counts.
     soft:
-        The teachers' mean logits, float64, shape (n, 2); None without teachers.
+        The teachers' mean logits, float64, shape (n, 2); None without teachers, or where they answer to views.
+    answers:
+        The teachers' mean logits for each of the configuration's views, float32, shape (views, n, 2).
     watched:
         Images and labels that learning curves are drawn for, and nothing else; None for the held-out groups.
     features:
@@ -64,6 +67,7 @@ class Lesson:
     labels: Labels
     weights: Floats
     soft: Doubles | None
+    answers: Floats | None
     watched: tuple[Pixels, Labels] | None
     features: Path | None
     seed: int
@@ -169,22 +173,12 @@ def teach(network: keras.Model, lesson: Lesson) -> History:
     Diverged
         If the loss is not finite.
     """
-    config = lesson.config
-    batches = AugmentedCells(
-        network_input(lesson.images),
-        targets(lesson.labels, lesson.soft),
-        lesson.weights,
-        Settings(
-            seed=lesson.seed,
-            batch_size=config.batch_size,
-            shift=config.augmentation.shift,
-            stain=config.augmentation.stain,
-        ),
-    )
+    config, batches = lesson.config, _batches(lesson)
+    taught = lesson.soft is not None or lesson.answers is not None
     falling = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * len(batches))
     network.compile(
         optimizer=keras.optimizers.AdamW(falling, weight_decay=config.weight_decay, global_clipnorm=config.clip_norm),
-        loss=TaughtLoss(0.0 if lesson.soft is None else config.alpha, config.temperature, config.label_smoothing),
+        loss=TaughtLoss(config.alpha if taught else 0.0, config.temperature, config.label_smoothing),
         metrics=[
             _CrossEntropy(from_logits=True, name="cross_entropy"),
             _Accuracy(name="accuracy"),
@@ -212,6 +206,25 @@ def teach(network: keras.Model, lesson: Lesson) -> History:
     if len(losses) < config.epochs or not all(map(math.isfinite, losses)):
         raise Diverged(f"the loss is no number any more in epoch {len(losses)} of {config.epochs}")
     return history
+
+
+def _batches(lesson: Lesson) -> keras.utils.PyDataset:
+    config = lesson.config
+    if config.views is not None and lesson.answers is not None:
+        hard = np.eye(2, dtype=np.float32)[lesson.labels]
+        drawn = DrawnViews.draw(config.views, len(lesson.images))
+        return MatchedViews(drawn, lesson.images, hard, lesson.weights, lesson.answers, lesson.seed, config.batch_size)
+    return AugmentedCells(
+        network_input(lesson.images),
+        targets(lesson.labels, lesson.soft),
+        lesson.weights,
+        Settings(
+            seed=lesson.seed,
+            batch_size=config.batch_size,
+            shift=config.augmentation.shift,
+            stain=config.augmentation.stain,
+        ),
+    )
 
 
 def logits_of(network: keras.Model) -> Callable[[Pixels], Doubles]:
