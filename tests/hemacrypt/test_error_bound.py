@@ -58,7 +58,7 @@ def bundle() -> Bundle:
 
 @pytest.fixture(scope="module")
 def cells(bundle: Bundle) -> Floats:
-    """Sample cells, shape (180, 3, 32, 32)."""
+    """Sample cells, shape (180, 3, size, size)."""
     return np.stack([bundle.manifest.preprocessing(cell.path) for cell in sample()])
 
 
@@ -71,7 +71,7 @@ def limit(bundle: Bundle) -> float:
 
 @pytest.fixture(scope="module")
 def searched(bundle: Bundle, cells: Floats, limit: float) -> Floats:
-    """Images on which errors grow most, shape (6, 3, 32, 32)."""
+    """Images on which errors grow most, shape (6, 3, size, size)."""
     search = Search(bundle.network, bundle.manifest.preprocessing.largest_mean / 255, limit)
     starts = cells.reshape(len(cells), -1)
     found = np.concatenate([search.worst(starts[logit :: len(cells) // 3][:3], logit, 150) for logit in (0, 1)])
@@ -96,7 +96,7 @@ def random_images(cells: Floats, rng: np.random.Generator) -> Iterator[Floats]:
             one + (noise - 0.5) * np.float32(rng.uniform(0, 0.5)),
             np.roll(one, tuple(rng.integers(0, 32, 2)), axis=(1, 2)),
             rng.permutation(one),
-            (rng.random((3, 32, 32)) < 0.2 * part).astype(np.float32),
+            (rng.random(one.shape) < 0.2 * part).astype(np.float32),
         )[rng.integers(8)]
         yield (np.round(np.clip(made, 0, 1) * 255) / 255).astype(np.float32)
 

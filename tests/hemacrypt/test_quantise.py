@@ -170,7 +170,7 @@ def test_inputs_out_of_range_are_refused(bundle: Bundle) -> None:
     quantised = quantise(bundle.network)
     for value in (-0.01, 1.01, math.nan):
         with pytest.raises(NetworkError, match="preprocess them"):
-            quantised.integers(np.full((3, 32, 32), value))
+            quantised.integers(np.full(bundle.network.input_shape, value))
 
 
 def test_absurd_requests_are_refused() -> None:
