@@ -144,19 +144,62 @@ def symmetric(
     _add_orbits(model, 1, first_maps, kernel, stride, padding)
     if inner_maps:
         _add_orbits(model, 2, inner_maps, inner_kernel, inner_stride, inner_padding)
-    side = model.output_shape[1]
-    if pool < 1 or side % pool:
-        raise ValueError(f"pool is {pool} on a map of {side}x{side}; give a divisor of {side}")
-    if pool > 1:
-        model.add(layers.AveragePooling2D(pool, name="pool"))
+    side = _add_pooling(model, pool)
     last = 3 if inner_maps else 2
-    model.add(SymmetricConv2D(hidden // ORDER, side // pool, name="dense1"))
+    model.add(SymmetricConv2D(hidden // ORDER, side, name="dense1"))
     model.add(layers.Flatten(name="flatten"))
     model.add(SymmetricNormalization(name=f"norm{last}"))
     model.add(Square(name=f"square{last}"))
     model.add(OrbitMean(name="orbits"))
+    return _with_logits(model, dropout, logit_penalty)
+
+
+def squares(
+    size: int,
+    first_maps: int = 16,
+    kernel: int = 4,
+    stride: int = 2,
+    inner_maps: int = 0,
+    inner_kernel: int = 4,
+    inner_stride: int = 2,
+    pool: int = 1,
+    hidden: int = 64,
+    dropout: float = 0.2,
+    logit_penalty: float = 1e-3,
+) -> keras.Sequential:
+    """Build what `symmetric` builds, of ordinary layers: any number of channels, and Keras' padding 'same'.
+
+    Parameters, what is returned and the error for a pooling that does not divide the map are those of `symmetric`.
+    """
+    model = keras.Sequential([keras.Input((size, size, 3), name="cell")], name="squares")
+    blocks = [(first_maps, kernel, stride)] + ([(inner_maps, inner_kernel, inner_stride)] if inner_maps else [])
+    for number, (maps, side, step) in enumerate(blocks, 1):
+        model.add(layers.Conv2D(maps, side, strides=step, padding="same", use_bias=False, name=f"conv{number}"))
+        model.add(layers.BatchNormalization(momentum=0.95, name=f"norm{number}"))
+        model.add(Square(name=f"square{number}"))
+    _add_pooling(model, pool)
+    last = len(blocks) + 1
+    model.add(layers.Flatten(name="flatten"))
+    model.add(layers.Dense(hidden, use_bias=False, name="dense1"))
+    model.add(layers.BatchNormalization(momentum=0.95, name=f"norm{last}"))
+    model.add(Square(name=f"square{last}"))
+    return _with_logits(model, dropout, logit_penalty)
+
+
+def _add_pooling(model: keras.Sequential, pool: int) -> int:
+    """Add mean pooling, 1 for none; return the side of the map behind it."""
+    side = int(model.output_shape[1])
+    if pool < 1 or side % pool:
+        raise ValueError(f"pool is {pool} on a map of {side}x{side}; give a divisor of {side}")
+    if pool > 1:
+        model.add(layers.AveragePooling2D(pool, name="pool"))
+    return side // pool
+
+
+def _with_logits(model: keras.Sequential, dropout: float, penalty: float) -> keras.Sequential:
+    """Add dropout and the two logits, whose squares cost a little in the loss."""
     model.add(layers.Dropout(dropout, name="dropout"))
-    model.add(layers.Dense(2, activity_regularizer=keras.regularizers.L2(logit_penalty), name="logits"))
+    model.add(layers.Dense(2, activity_regularizer=keras.regularizers.L2(penalty), name="logits"))
     return model
 
 

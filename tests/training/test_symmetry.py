@@ -13,7 +13,7 @@ from keras import layers
 
 from hemacrypt.network import Convolution, Dense
 from training.collapse import collapse, largest_difference
-from training.models import symmetric
+from training.models import squares, symmetric
 from training.ordinary import multiply_adds, ordinary_network
 from training.study.learners import SQUARES
 from training.symmetry import (
@@ -223,3 +223,19 @@ def test_multiplications_are_those_of_the_convolution_that_it_is() -> None:
     values = SymmetricConv2D(2, 4, 2, 1, lifted=False)(entry)
     network = keras.Model(entry, layers.Dense(2)(layers.Flatten()(values)))
     assert multiply_adds(network) == 4 * 4 * (4 * 4 * 3) * 16 + 4 * 4 * 16 * 2
+
+
+def test_the_network_without_symmetry_has_the_same_sizes_and_collapses() -> None:
+    keras.utils.set_random_seed(0)
+    images = np.random.default_rng(2).random((4, 16, 16, 3), dtype=np.float32)
+    for options in NETWORKS.values():
+        model = squares(16, **options)
+        network = collapse(model)
+        twin = collapse(symmetric(16, **options))
+        assert [layer.describe() for layer in network.linears] == [layer.describe() for layer in twin.linears]
+        assert largest_difference(network, model, images) < 1e-5
+    turned = np.ascontiguousarray(transformed(images, 1, (1, 2)))
+    assert np.abs(model.predict(turned, verbose=0) - model.predict(images, verbose=0)).max() > 1e-6
+    with pytest.raises(ValueError, match="pool is 3 on a map of 8x8"):
+        squares(16, pool=3)
+    assert [layer.outputs for layer in collapse(SQUARES["squares"](16, 0.5, first_maps=6)).linears] == [192, 32, 2]

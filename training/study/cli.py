@@ -1,4 +1,4 @@
-"""The commands ``hemacrypt study run | report | export | encrypt | list``; TensorFlow is imported inside them."""
+"""The commands of ``hemacrypt study``; TensorFlow is imported inside them."""
 
 from __future__ import annotations
 
@@ -155,3 +155,49 @@ def list_studies() -> None:
         models = ", ".join(model.name for model in study.models)
         table.add_row(name, models, ", ".join(study.protocols), study.description)
     Console().print(table)
+
+
+@app.command()
+def search(
+    out: Annotated[Path, typer.Option("--out", help="Folder of trials and results; an interrupted search goes on.")],
+    config: Annotated[
+        str, typer.Argument(metavar="[CONFIG]", help="A TOML file; default: the one shipped.")
+    ] = "default",
+    data: DataOption = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="In all, refused ones and those of earlier calls included.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of every trial; default: as the file says.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, metavar="MINUTES", help="Begin no trial after this time.")
+    ] = None,
+    budget_ms: Annotated[
+        float | None, typer.Option("--budget-ms", min=0, help="Train nothing whose predicted time is longer.")
+    ] = None,
+    teacher: Annotated[
+        list[Path] | None,
+        typer.Option("--teacher", metavar="RUN", help="Finished run of a study in the same division; repeatable."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads for TensorFlow; default: all.")] = None,
+) -> None:
+    """Search square networks that are accurate and cheap under encryption; see docs/studies.md.
+
+    Trials are compared on cells of the training pool. Held-out subjects are not read.
+    """
+    console = Console()
+    quiet_tensorflow(threads)
+    from training.search import Search, read_search
+
+    chosen = read_search(config)
+    if epochs is not None:
+        chosen = chosen.model_copy(update={"epochs": epochs})
+    searched = Search(chosen, data_folder(data), out, teacher or (), budget_ms, console)
+    given = {"--trials": trials, "--epochs": epochs, "--timeout": timeout, "--budget-ms": budget_ms}
+    words = [f"{name} {value:g}" for name, value in given.items() if value is not None]
+    words += ["--teacher RUN"] * len(teacher or ())
+    try:
+        searched.run(chosen.trials if trials is None else trials, timeout)
+    finally:
+        searched.report(" ".join(["hemacrypt study search", Path(config).name, "--data DATA --out OUT", *words]))
+    console.print(f"{out / 'pareto.md'}: the front, tables and a picture")
+    console.print(DISCLAIMER)

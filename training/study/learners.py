@@ -18,7 +18,7 @@ from sklearn.svm import SVC
 
 from hemacrypt.preprocess import Pixels
 from training.errors import RunError
-from training.models import cryptonet, symmetric
+from training.models import cryptonet, squares, symmetric
 from training.ordinary import FEATURES, NETWORKS, multiply_adds, ordinary_network
 from training.settings import Settings
 from training.study.config import BASELINES, Family, ModelConfig, StudyConfig
@@ -34,6 +34,13 @@ def _paper_square(size: int, width: float, **options: Any) -> keras.Model:
     return cryptonet(Settings.model_validate({**maps, **options}), size)
 
 
+def _plain_squares(size: int, width: float, **options: Any) -> keras.Model:
+    """Build `training.models.squares` with its options; ``width`` multiplies the channels."""
+    chosen = {**_SYMMETRIC_MAPS, **options}
+    scaled = {name: max(round(chosen[name] * width), min(chosen[name], 1)) for name in _SYMMETRIC_MAPS}
+    return squares(size, **{**chosen, **scaled})
+
+
 def _symmetric_square(size: int, width: float, **options: Any) -> keras.Model:
     """Build `training.models.symmetric` with its options; ``width`` multiplies the channels, in whole orbits."""
 
@@ -47,7 +54,11 @@ def _symmetric_square(size: int, width: float, **options: Any) -> keras.Model:
 _PAPER_MAPS = {"first_maps": 16, "inner_maps": 32, "hidden": 64}
 _SYMMETRIC_MAPS = {"first_maps": 16, "inner_maps": 0, "hidden": 64}
 # Networks that can be evaluated under encryption: (size, width, **options) -> two logits.
-SQUARES: dict[str, Callable[..., keras.Model]] = {"cryptonet": _paper_square, "symmetric": _symmetric_square}
+SQUARES: dict[str, Callable[..., keras.Model]] = {
+    "cryptonet": _paper_square,
+    "symmetric": _symmetric_square,
+    "squares": _plain_squares,
+}
 
 ARCHITECTURES: dict[Family, tuple[str, ...]] = {
     "ordinary": tuple(NETWORKS),

@@ -45,7 +45,8 @@ def draw_all(results: Results, out: Path) -> list[tuple[str, str]]:
     return drawn
 
 
-def _figure(width: float, height: float) -> Any:
+def blank_figure(width: float, height: float) -> Any:
+    """Return an empty figure of that size in inches."""
     # Imported here, and without pyplot: no window system is touched and no global figure is left behind.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -61,7 +62,7 @@ def _curves(results: Results, path: Path) -> bool:
         return False
     columns = min(3, len(histories))
     rows = -(-len(histories) // columns)
-    figure = _figure(4.2 * columns, 4.2 * rows)
+    figure = blank_figure(4.2 * columns, 4.2 * rows)
     grid = figure.subplots(2 * rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_visible(False)
@@ -104,7 +105,7 @@ def _bars(results: Results, path: Path) -> bool:
     tables = _tables(results)
     if not tables:
         return False
-    figure = _figure(11, sum(0.8 + 0.28 * len(table) for _, table in tables) + 0.6)
+    figure = blank_figure(11, sum(0.8 + 0.28 * len(table) for _, table in tables) + 0.6)
     grid = figure.subplots(
         len(tables), 2, squeeze=False, height_ratios=[0.8 + 0.28 * len(table) for _, table in tables]
     )
@@ -139,7 +140,7 @@ def _panels(results: Results, xlabel: str, ylabel: str) -> tuple[Any, list[tuple
     tables = _tables(results)
     if not tables:
         return None, []
-    figure = _figure(5.2 * len(tables), 5.2)
+    figure = blank_figure(5.2 * len(tables), 5.2)
     panels = []
     for axes, (protocol, table) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables, strict=True):
         axes.plot([0, 1], [0, 1], color="black", linewidth=0.6, linestyle=":")
