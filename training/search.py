@@ -334,6 +334,7 @@ class Search:
             labels=cells.labels[train],
             weights=weigh(cells, train, model.label_balance, model.group_power),
             soft=self._soft,
+            answers=None,
             watched=None,
             features=None,
             seed=self.config.seed,
