@@ -65,6 +65,8 @@ JOURNAL = "trials.journal"
 _USUAL_MARGINS: Final = {"0.01": 0.05}
 # Cells that magnitudes and margins are measured on: enough for a prediction of time, a fraction of what export takes.
 _MEASURED: Final = 1000
+# Before training, sizes decide and magnitudes hardly matter.
+_MEASURED_UNTRAINED: Final = 100
 # Of a model's fields, those that the search decides itself.
 _DECIDED: Final = frozenset(ModelConfig.model_fields) - {
     *("batch_size", "learning_rate", "weight_decay", "clip_norm", "label_smoothing", "label_balance", "group_power"),
@@ -350,7 +352,8 @@ class Search:
     def _planned(self, network: keras.Model, size: int, trained: bool) -> dict[str, Any]:
         """Predict the encrypted evaluation of a network, with magnitudes of training cells."""
         rows = self._division.train
-        seen = self._cells[size].images[rows[:: -(-len(rows) // _MEASURED)]]
+        step = -(-len(rows) // (_MEASURED if trained else _MEASURED_UNTRAINED))
+        seen = self._cells[size].images[rows[::step]]
         return predicted(collapse(network), seen, None if trained else _USUAL_MARGINS)
 
 
