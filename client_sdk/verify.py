@@ -109,11 +109,7 @@ class _Approximate:
         """Let a first evaluation pay for loading or compiling kernels."""
         self._evaluate(self._holder.encrypt(np.repeat(values[None], self.plan.public.images, axis=0)))
 
-    def run(self, case: Case, values: npt.NDArray[np.float32]) -> Outcome:
-        """Evaluate one image both ways."""
-        return self.run_together([case], values[None])[0]
-
-    def run_together(self, cases: Sequence[Case], values: npt.NDArray[np.float32]) -> list[Outcome]:
+    def run(self, cases: Sequence[Case], values: npt.NDArray[np.float32]) -> list[Outcome]:
         """Evaluate at most as many images as the plan takes at once; each has its share of time and bytes."""
         several = self.plan.public.images
         filled = np.concatenate([values, np.repeat(values[-1:], several - len(values), axis=0)])
@@ -145,15 +141,15 @@ class _Exact:
         """Let a first evaluation pay for loading or compiling kernels."""
         self._evaluate(self._holder.encrypt(values[None]))
 
-    def run(self, case: Case, values: npt.NDArray[np.float32]) -> Outcome:
-        """Evaluate one image both ways."""
-        decrypt = self._holder.decrypt_integers
-        found, ms, upload, reply = _timed(self._holder.encrypt, self._evaluate, decrypt, values[None])
-        integers, expected = [[int(n) for n in row] for row in (found[0], self._quantised.integers(values[None])[0])]
+    def run(self, cases: Sequence[Case], values: npt.NDArray[np.float32]) -> list[Outcome]:
+        """Evaluate one image both ways: exact plans take no more at once."""
+        (case,), decrypt = cases, self._holder.decrypt_integers
+        found, ms, upload, reply = _timed(self._holder.encrypt, self._evaluate, decrypt, values)
+        integers, expected = [[int(n) for n in row] for row in (found[0], self._quantised.integers(values)[0])]
         scale = self.plan.public.output_scale
         encrypted, clear = (np.array(row, dtype=np.float64) / scale for row in (integers, expected))
-        trained = self._network(values[None])[0]
-        return Outcome(case, encrypted, clear, trained, integers == expected, 0.0, ms, upload, reply)
+        trained = self._network(values)[0]
+        return [Outcome(case, encrypted, clear, trained, integers == expected, 0.0, ms, upload, reply)]
 
     def _evaluate(self, ciphertexts: list[bytes]) -> list[bytes]:
         return self._engine.evaluate(ciphertexts, self._keys)
@@ -209,10 +205,7 @@ def verify(
         for start in track(starts, f"{scheme}: encrypt → evaluate → decrypt → compare", console=console):
             some = cases[start : start + several]
             try:
-                if isinstance(side, _Approximate) and several > 1:
-                    found += side.run_together(some, np.stack(values[start : start + several]))
-                else:
-                    found.append(side.run(some[0], values[start]))
+                found += side.run(some, np.stack(values[start : start + several]))
             except FormatError as error:
                 found += [None] * len(some)
                 unreadable += [f"{case.source}: {error}" for case in some]

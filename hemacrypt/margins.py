@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
-from hemacrypt.network import Array
+from hemacrypt.network import Array, CollapsedNetwork
 
 # Quantiles that a bundle keeps of its margins on training data.
 _KEPT: Final = (0.001, 0.01, 0.05, 0.1, 0.5)
@@ -35,6 +37,33 @@ def margin_quantiles(logits: Array) -> dict[str, float]:
     ordered = np.sort(logits, axis=1)
     margins = 2 * np.abs(ordered[:, 0]) if ordered.shape[1] == 1 else ordered[:, -1] - ordered[:, -2]
     return {f"{share:g}": float(np.quantile(margins, share)) for share in _KEPT}
+
+
+def calibrated_on(
+    network: CollapsedNetwork, batches: Iterable[npt.ArrayLike]
+) -> tuple[CollapsedNetwork, dict[str, float]]:
+    """Measure magnitudes and margins on training images that need not be in memory together.
+
+    Parameters
+    ----------
+    network:
+        Any network.
+    batches:
+        Network input, at least one batch; see `CollapsedNetwork.trace`.
+
+    Returns
+    -------
+    network, margins
+        The network with its magnitudes, as `CollapsedNetwork.calibrated` gives it for one batch, and what
+        `margin_quantiles` says of the logits.
+    """
+    peaks: list[Any] = [0.0] * len(network.linears)
+    logits: list[Array] = []
+    for batch in batches:
+        written = network.trace(batch)
+        peaks = [np.maximum(peak, np.abs(values).max(axis=0)) for peak, values in zip(peaks, written, strict=True)]
+        logits.append(written[-1])
+    return replace(network, magnitudes=tuple(peaks)), margin_quantiles(np.concatenate(logits))
 
 
 def default_precision(margins: Mapping[str, float]) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemacrypt.bundle import Bundle
-from hemacrypt.margins import margin_quantiles
+from hemacrypt.margins import calibrated_on
 from hemacrypt.network import Array, CollapsedNetwork, Dense, Linear
 from hemacrypt.preprocess import Pixels, Preprocessing
 from training.calibration import scaled
@@ -21,6 +21,7 @@ from training.card import model_card
 from training.collapse import collapse, largest_difference
 from training.datasets import LABELS
 from training.errors import CollapseError
+from training.fit import network_input
 
 # The bundle computes what the Keras model computes, up to this; `largest_difference` says relative to what.
 TOLERANCE = 1e-5
@@ -83,15 +84,14 @@ def export_network(model: keras.Model, export: Export, out: Path) -> tuple[Bundl
     network = _as_stored(scaled(collapse(model, preprocessing.input_range), export.temperature))
     unscaled = scaled(network, 1 / export.temperature)
     difference = max(
-        largest_difference(unscaled, model, np.moveaxis(preprocessing.normalise(images), -3, -1))
-        for images in _chunks(export.checked)
+        largest_difference(unscaled, model, network_input(images, preprocessing)) for images in _chunks(export.checked)
     )
     if not difference <= TOLERANCE:
         raise CollapseError(
             f"collapsed network and Keras model differ by {difference:.2e} on the images compared; at most "
             f"{TOLERANCE:.0e} is accepted: train with smaller weights (more weight decay or logit penalty)"
         )
-    calibrated, margins = _calibrated(network, preprocessing, export.seen)
+    calibrated, margins = calibrated_on(network, map(preprocessing.normalise, _chunks(export.seen)))
     bundle = Bundle.create(
         calibrated,
         name=export.name,
@@ -108,19 +108,6 @@ def export_network(model: keras.Model, export: Export, out: Path) -> tuple[Bundl
 def part_record(labels: npt.NDArray[np.uint8], groups: npt.NDArray[np.str_]) -> dict[str, Any]:
     """Return what a manifest says of one part of the data: numbers of cells, and the groups they are of."""
     return {"images": len(labels), "leukaemic": int(labels.sum()), "groups": sorted(set(groups.tolist()))}
-
-
-def _calibrated(
-    network: CollapsedNetwork, preprocessing: Preprocessing, images: Pixels
-) -> tuple[CollapsedNetwork, dict[str, float]]:
-    """Measure magnitudes and margins."""
-    peaks: list[Any] = [0.0] * len(network.linears)
-    logits: list[Array] = []
-    for some in _chunks(images):
-        written = network.trace(preprocessing.normalise(some))
-        peaks = [np.maximum(peak, np.abs(values).max(axis=0)) for peak, values in zip(peaks, written, strict=True)]
-        logits.append(written[-1])
-    return replace(network, magnitudes=tuple(peaks)), margin_quantiles(np.concatenate(logits))
 
 
 def _chunks(images: Pixels) -> Iterator[Pixels]:

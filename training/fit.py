@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from hemacrypt.preprocess import Preprocessing
+from hemacrypt.preprocess import Pixels, Preprocessing
 from training.datasets import CellImages, Rows, Split
 from training.models import cryptonet
 from training.settings import Settings
@@ -20,9 +20,9 @@ Floats = npt.NDArray[np.float32]
 History = Mapping[str, Sequence[float]]
 
 
-def network_input(cells: CellImages, rows: Rows, preprocessing: Preprocessing) -> Floats:
+def network_input(images: Pixels, preprocessing: Preprocessing) -> Floats:
     """Return normalised images as Keras wants them, channel last: float32, shape (n, size, size, 3)."""
-    return np.moveaxis(preprocessing.normalise(cells.images[rows]), -3, -1)
+    return np.moveaxis(preprocessing.normalise(images), -3, -1)
 
 
 def augment(batch: Floats, rng: np.random.Generator, shift: int, stain: float) -> Floats:
@@ -143,7 +143,7 @@ def fit(
     tf.config.experimental.enable_op_determinism()
     train, validation = split.rows(cells, "train"), split.rows(cells, "validation")
     batches = AugmentedCells(
-        network_input(cells, train, preprocessing),
+        network_input(cells.images[train], preprocessing),
         _one_hot(cells.labels[train]),
         weigh(cells, train, settings.label_balance, settings.group_power),
         settings,
@@ -162,7 +162,7 @@ def fit(
         batches,
         epochs=settings.epochs,
         validation_data=(
-            network_input(cells, validation, preprocessing),
+            network_input(cells.images[validation], preprocessing),
             _one_hot(cells.labels[validation]),
             weigh(cells, validation, settings.label_balance, settings.group_power),
         ),

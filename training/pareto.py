@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from hemacrypt import DISCLAIMER
-from training.study.plots import blank_figure
+from training.report import blank_figure
 from training.study.runs import write_json
 
 # How much AUROC each name may give up against the best of the front; it is the cheapest network that does not give up

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,6 +34,17 @@ def read_progress(console: Console, files: Iterable[Path], total: int, words: st
         yield from progress.track(files, total=total, description=words)
 
 
+def blank_figure(width: float, height: float) -> Any:
+    """Return an empty figure of that size in inches."""
+    # Imported here, and without pyplot: no window system is touched and no global figure is left behind.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def draw_curves(history: Mapping[str, Sequence[float]], title: str, path: Path) -> None:
     """Draw loss, accuracy and AUROC over the epochs into a PNG file.
 
@@ -43,12 +55,7 @@ def draw_curves(history: Mapping[str, Sequence[float]], title: str, path: Path) 
     title:
         Stands above; say how the data was divided.
     """
-    # Imported here, and without pyplot: no window system is touched and no global figure is left behind.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(12, 4)
     figure.suptitle(title, fontsize=10)
     epochs = range(1, len(history["loss"]) + 1)
     best = min(epochs, key=lambda epoch: history["val_loss"][epoch - 1])

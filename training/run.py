@@ -86,7 +86,7 @@ def train_run(
     for part in parts:
         rows = split.rows(cells, part)
         measured[part] = figures(
-            logits(model, network_input(cells, rows, preprocessing)),
+            logits(model, network_input(cells.images[rows], preprocessing)),
             cells.labels[rows],
             cells.subjects[rows],
             split.words,

@@ -39,13 +39,14 @@ from hemacrypt.planner.build import plan_network
 from hemacrypt.planner.costs import key_bytes, plan_ms
 from hemacrypt.preprocess import Pixels
 from training.collapse import collapse
-from training.datasets import CellImages, load_cells
 from training.errors import DataError, RunError
 from training.fit import weigh
+from training.ordinary import multiply_adds
 from training.pareto import Status, Tried, write_pareto
 from training.report import read_progress
+from training.settings import first_mistake
 from training.study.config import ModelConfig
-from training.study.divisions import admitted, divide
+from training.study.divisions import divide, preprocessing_of, read_cells
 from training.study.learners import build
 from training.study.runner import machine
 from training.study.runs import RunFolder, digest_of
@@ -54,7 +55,6 @@ from training.study.teaching import (
     Doubles,
     Lesson,
     logits_of,
-    preprocessing_of,
     settle,
     teach,
 )
@@ -137,9 +137,7 @@ def read_search(name: str) -> SearchConfig:
     except tomllib.TOMLDecodeError as error:
         raise RunError(f"{name} is not TOML: {error}; correct it") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise RunError(f"{name} is no search: {place}: {first['msg']}; correct it") from error
+        raise RunError(f"{name} is no search: {first_mistake(error)}; correct it") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{name!r} is no file that can be read; name a TOML file, or 'default'") from error
 
@@ -181,14 +179,8 @@ class Search:
         self.config, self.out, self.budget_ms = config, out, budget_ms
         self._say: Callable[[str], None] = console.print if console else lambda words: None
         show = partial(read_progress, console) if console else None
-        self._cells: dict[int, CellImages] = {
-            size: admitted(load_cells(data, preprocessing_of(size), show), final=False)
-            for size in sorted(set(config.space.size))
-        }
-        first, *others = self._cells.values()
-        if any(cells.sha256.tolist() != first.sha256.tolist() for cells in others):
-            raise DataError(f"{data} does not hold the same cells at {sorted(self._cells)} pixels; prepare them again")
-        self._some = first
+        self._cells = read_cells(data, config.space.size, progress=show)
+        self._some = first = next(iter(self._cells.values()))
         self._division = divide(first, "grouped", config.folds)[config.fold]
         self._soft, taught = self._taught(teachers)
         self._study = self._opened(
@@ -310,7 +302,7 @@ class Search:
         settle(self.config.seed)
         try:
             network, _ = build(model)
-            found["parameters"] = network.count_params()
+            found |= {"parameters": network.count_params(), "multiply_adds": multiply_adds(network)}
             planned = self._planned(network, model.size, trained=False)
         except HemacryptError as refused:
             return without_result("refused", refused)

@@ -68,6 +68,12 @@ def read_json(path: Path, kind: type[Content]) -> Content:
     except OSError as error:
         raise RunError(f"cannot read {path} ({error.strerror}); name what `hemacrypt train` has written") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise RunError(f"{path} is no {kind.__name__} of this version ({place}: {first['msg']}); correct it") from error
+        raise RunError(f"{path} is no {kind.__name__} of this version ({first_mistake(error)}); correct it") from error
+
+
+def first_mistake(error: ValidationError) -> str:
+    """Return the place and the words of the first thing that is wrong."""
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

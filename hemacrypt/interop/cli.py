@@ -20,7 +20,7 @@ from hemacrypt.errors import InteropError
 from hemacrypt.interop import Imported
 from hemacrypt.interop.cryptonets import PUBLIC, public_geometry, read_cryptonets, read_geometry, write_cryptonets
 from hemacrypt.interop.datasets import read_images
-from hemacrypt.margins import margin_quantiles
+from hemacrypt.margins import calibrated_on
 from hemacrypt.network import CollapsedNetwork
 from hemacrypt.preprocess import AnyPreprocessing, ArrayPreprocessing, Preprocessing
 
@@ -88,7 +88,8 @@ def convert(
     probes = np.random.default_rng(0).uniform(*declared.input_range, (_AT_ONCE, network.inputs))
     if calibrate is not None:
         images = read_images(calibrate, declared.input_shape, limit=limit, columns_first=imported.columns_first).images
-        network, margins = _calibrated(network, declared, images)
+        batches = (_input(declared, images[start : start + _AT_ONCE]) for start in range(0, len(images), _AT_ONCE))
+        network, margins = calibrated_on(network, batches)
         measured = f"magnitudes measured on {len(images)} images"
         probes = _input(declared, images[:_AT_ONCE])
     words = tuple(label.strip() for label in labels.split(",")) if labels is not None else imported.labels
@@ -166,20 +167,6 @@ def _declaration(
         raise InteropError(f"this preprocessing is impossible: {problems}") from error
     except (ValueError, RecursionError) as error:
         raise InteropError(f"{file} is no JSON ({error}); see docs/bundle-format.md for the fields") from error
-
-
-def _calibrated(
-    network: CollapsedNetwork, declared: Preprocessing | ArrayPreprocessing, images: Any
-) -> tuple[CollapsedNetwork, dict[str, float]]:
-    """Measure magnitudes and margins on images."""
-    peaks: list[Any] = [0.0] * len(network.linears)
-    logits: list[Any] = []
-    for start in range(0, len(images), _AT_ONCE):
-        written = network.trace(_input(declared, images[start : start + _AT_ONCE]))
-        peaks = [np.maximum(peak, np.abs(values).max(axis=0)) for peak, values in zip(peaks, written, strict=True)]
-        logits.append(written[-1])
-    calibrated = CollapsedNetwork(network.input_shape, network.linears, network.input_range, tuple(peaks))
-    return calibrated, margin_quantiles(np.concatenate(logits))
 
 
 def _input(declared: Preprocessing | ArrayPreprocessing, images: Any) -> Any:

@@ -91,13 +91,13 @@ def _spoilt(monkeypatch: pytest.MonkeyPatch, scheme: Scheme, number: int, by: fl
     side = verifying._Approximate if scheme == "ckks" else verifying._Exact
     honest, calls = side.run, []
 
-    def run(self: Any, case: Case, values: Any) -> verifying.Outcome:
-        outcome = honest(self, case, values)
-        calls.append(case)
+    def run(self: Any, some: Sequence[Case], values: Any) -> list[verifying.Outcome]:
+        (outcome,) = honest(self, some, values)
+        calls.append(some)
         if len(calls) - 1 != number:
-            return outcome
+            return [outcome]
         encrypted = outcome.encrypted + np.array([by, 0.0])
-        return replace(outcome, encrypted=encrypted, equal=None if outcome.equal is None else False)
+        return [replace(outcome, encrypted=encrypted, equal=None if outcome.equal is None else False)]
 
     monkeypatch.setattr(side, "run", run)
 
@@ -134,10 +134,10 @@ def test_a_single_wrong_integer_is_found(small: Small, cases: list[Case], monkey
 def test_an_answer_that_cannot_be_read_counts(small: Small, cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
     honest = verifying._Exact.run
 
-    def run(self: Any, case: Case, values: Any) -> verifying.Outcome:
-        if case.source == "image 4":
+    def run(self: Any, some: Sequence[Case], values: Any) -> list[verifying.Outcome]:
+        if some[0].source == "image 4":
             raise FormatError("reply", "the copies of a logit disagree")
-        return honest(self, case, values)
+        return honest(self, some, values)
 
     monkeypatch.setattr(verifying._Exact, "run", run)
     (record,) = verify(small.bundle, cases, ("bfv",), "seal", 1, _console())
@@ -153,10 +153,10 @@ def test_logits_of_every_image_are_written_when_asked(
 ) -> None:
     honest = verifying._Exact.run
 
-    def run(self: Any, case: Case, values: Any) -> verifying.Outcome:
-        if case.source == "image 2":
+    def run(self: Any, some: Sequence[Case], values: Any) -> list[verifying.Outcome]:
+        if some[0].source == "image 2":
             raise FormatError("reply", "the copies of a logit disagree")
-        return honest(self, case, values)
+        return honest(self, some, values)
 
     monkeypatch.setattr(verifying._Exact, "run", run)
     mixed = [*cases[:4], replace(cases[4], label=None)]

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from training.errors import RunError
+from training.settings import first_mistake
 
 Protocol = Literal["image", "grouped", "heldout"]
 Family = Literal["ordinary", "square", "svm", "baseline"]
@@ -210,6 +211,10 @@ class StudyConfig(_Frozen):
             visit(name, ())
         return tuple(done)
 
+    def folds_of(self, protocol: Protocol) -> int:
+        """Return how many divisions a protocol has."""
+        return self.folds if protocol == "grouped" else 1
+
     def full_size(self) -> StudyConfig:
         """Return the study with every ordinary network at its published width."""
         models = [
@@ -246,11 +251,4 @@ def read_study(name: str) -> StudyConfig:
     except tomllib.TOMLDecodeError as error:
         raise RunError(f"{name} is not TOML: {error}; correct it") from error
     except ValidationError as error:
-        raise RunError(f"{name} is no study: {_first(error)}; correct it") from error
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
+        raise RunError(f"{name} is no study: {first_mistake(error)}; correct it") from error

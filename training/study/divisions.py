@@ -17,11 +17,22 @@ the data chooses anything.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 
-from training.datasets import HELDOUT_WORDS, PROTOCOL_WORDS, CellImages, Rows, split_by_image
+from hemacrypt.preprocess import Preprocessing
+from training.datasets import (
+    HELDOUT_WORDS,
+    PROTOCOL_WORDS,
+    CellImages,
+    Progress,
+    Rows,
+    load_cells,
+    split_by_image,
+)
 from training.errors import DataError
 from training.study.config import Protocol
 
@@ -68,6 +79,35 @@ def admitted(cells: CellImages, final: bool) -> CellImages:
     """
     rows = np.concatenate([cells.pool, cells.final]) if final else cells.pool
     return replace(cells, **{field.name: getattr(cells, field.name)[rows] for field in fields(cells)})
+
+
+def preprocessing_of(size: int) -> Preprocessing:
+    """Return the declaration that gives images of that width."""
+    return Preprocessing.model_validate({"block": 320 // size})
+
+
+def read_cells(
+    data: Path, sizes: Iterable[int], final: bool = False, progress: Progress | None = None
+) -> dict[int, CellImages]:
+    """Read the cells that a study may see, at each of some widths; row i is the same cell at all of them.
+
+    Parameters
+    ----------
+    data, progress:
+        As in `training.datasets.load_cells`.
+    final:
+        As in `admitted`.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be read, or is not the same cells at all sizes.
+    """
+    cells = {size: admitted(load_cells(data, preprocessing_of(size), progress), final) for size in sorted(set(sizes))}
+    first, *others = cells.values()
+    if any(other.sha256.tolist() != first.sha256.tolist() for other in others):
+        raise DataError(f"{data} does not hold the same cells at {sorted(cells)} pixels; prepare them together")
+    return cells
 
 
 def divide(cells: CellImages, protocol: Protocol, folds: int, seed: int = 0) -> tuple[Division, ...]:

@@ -31,10 +31,10 @@ from training.datasets import CellImages
 from training.errors import RunError
 from training.study.config import ModelConfig, Protocol
 from training.study.export import Trained, export_trained, is_export_of, study_cells, trained_run
-from training.study.results import Doubles, EncryptedResult, Results, Strings, collect
+from training.study.results import ENCRYPTED, Doubles, EncryptedResult, Results, Strings, collect
 from training.study.runs import write_json
 
-BUNDLES, ENCRYPTED = "bundles", "encrypted"
+BUNDLES = "bundles"
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 Status = Literal["encrypted", "already there", "failed"]
 
@@ -138,7 +138,7 @@ def _runs(results: Results, models: Sequence[str], protocols: Sequence[Protocol]
 
 def _all_runs(results: Results, model: ModelConfig) -> Iterator[Trained]:
     for protocol in results.config.protocols_of(model):
-        for fold in range(results.config.folds if protocol == "grouped" else 1):
+        for fold in range(results.config.folds_of(protocol)):
             for seed in model.seeds:
                 yield Trained(results.out, model, protocol, fold, seed)
 

@@ -14,15 +14,14 @@ import numpy as np
 from hemacrypt.bundle import Bundle
 from training import datasets
 from training.calibration import Calibration, calibrate
-from training.datasets import CellImages, load_cells
+from training.datasets import CellImages
 from training.errors import RunError
 from training.evaluate import Difference, subject_scores
 from training.export import Export, export_network, part_record
 from training.study.config import BASELINES, ModelConfig, Protocol
-from training.study.divisions import admitted
+from training.study.divisions import preprocessing_of, read_cells
 from training.study.results import CALIBRATED, Pooled, Results
 from training.study.runs import WEIGHTS, RunFolder, RunLogits, RunResult
-from training.study.teaching import preprocessing_of
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def calibration_of(results: Results, run: Trained) -> Calibration:
 
 def study_cells(data: Path, size: int, final: bool = False) -> CellImages:
     """Read the cells that a bundle is made with; held-out ones are dropped unless they are asked for."""
-    return admitted(load_cells(data, preprocessing_of(size)), final)
+    return read_cells(data, (size,), final)[size]
 
 
 def export_trained(
@@ -200,7 +199,6 @@ def _metrics(results: Results, run: Trained, calibration: Calibration) -> dict[s
     baselines = {kind: results.baseline(own.protocol, kind) for kind in BASELINES}
     others = {kind: baseline for kind, baseline in baselines.items() if baseline is not None}
     ordinary = results.best(own.protocol, "ordinary")
-    scaled = own.logits if own.temperatures is None else own.logits / own.temperatures[:, None]
     return {
         **{found.protocol: found.figures.model_dump(mode="json") for found in shown},
         "calibration": calibration.model_dump(mode="json"),
@@ -210,7 +208,9 @@ def _metrics(results: Results, run: Trained, calibration: Calibration) -> dict[s
             for name, other in (others | ({} if ordinary is None else {ordinary.model.name: ordinary})).items()
         },
         "subject_scores": {
-            own.protocol: [score.model_dump(mode="json") for score in subject_scores(scaled, own.labels, own.subjects)]
+            own.protocol: [
+                score.model_dump(mode="json") for score in subject_scores(own.scaled, own.labels, own.subjects)
+            ]
         },
         "ece_is": {found.protocol: CALIBRATED[found.protocol] for found in shown},
     }

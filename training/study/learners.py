@@ -7,7 +7,7 @@ A learner is a function from a `Lesson` to what was `Learned`. To add an archite
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal, cast
 
 import keras
@@ -60,9 +60,9 @@ SQUARES: dict[str, Callable[..., keras.Model]] = {
     "squares": _plain_squares,
 }
 
-ARCHITECTURES: dict[Family, tuple[str, ...]] = {
-    "ordinary": tuple(NETWORKS),
-    "square": tuple(SQUARES),
+ARCHITECTURES: dict[Family, Collection[str]] = {
+    "ordinary": NETWORKS,
+    "square": SQUARES,
     "svm": ("rbf",),
     "baseline": BASELINES,
 }
@@ -99,7 +99,7 @@ def check(study: StudyConfig) -> dict[str, int]:
     """
     found = {}
     for model in study.models:
-        known = ARCHITECTURES[model.family] if model.family != "square" else tuple(SQUARES)
+        known = ARCHITECTURES[model.family]
         if model.architecture not in known:
             raise RunError(
                 f"{model.name!r}: there is no {model.architecture!r} of family {model.family!r}; "

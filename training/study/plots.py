@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from training.evaluate import Interval
+from training.report import blank_figure
 from training.study.config import Family, Protocol
 from training.study.results import Pooled, Results
 from training.study.runs import RunFolder
@@ -43,17 +44,6 @@ def draw_all(results: Results, out: Path) -> list[tuple[str, str]]:
         if draw(results, out / name):
             drawn.append((name, words))
     return drawn
-
-
-def blank_figure(width: float, height: float) -> Any:
-    """Return an empty figure of that size in inches."""
-    # Imported here, and without pyplot: no window system is touched and no global figure is left behind.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _curves(results: Results, path: Path) -> bool:
@@ -179,9 +169,8 @@ def _reliability(results: Results, path: Path) -> bool:
     figure, panels = _panels(results, "predicted probability of leukaemic", "share that is leukaemic")
     for axes, table in panels:
         for number, found in enumerate(table):
-            scaled = found.logits if found.temperatures is None else found.logits / found.temperatures[:, None]
             # Of two logits the softmax is the logistic function of their difference; this form never overflows.
-            probability = (1 + np.tanh((scaled[:, 1] - scaled[:, 0]) / 2)) / 2
+            probability = (1 + np.tanh((found.scaled[:, 1] - found.scaled[:, 0]) / 2)) / 2
             where = np.minimum((probability * _BINS).astype(np.intp), _BINS - 1)
             counts = np.bincount(where, minlength=_BINS)
             filled = counts > 0

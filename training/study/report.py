@@ -50,6 +50,8 @@ _TITLES = {
     "subject_auroc": "AUROC by subject",
 }
 
+_RIVALS = {"ordinary": "best ordinary network", "area": "area alone", "colour": "mean colour alone"}
+
 
 def write_report(out: Path) -> Results:
     """Write tables and pictures of what lies in a study's folder.
@@ -103,13 +105,7 @@ def _protocol_summary(results: Results, protocol: Protocol) -> dict[str, Any] | 
     if square is not None:
         content["best_square"] = _valued(square)
         content["differences"] = {
-            f"square_minus_{name}": _difference(square.minus(other))
-            for name, other in (
-                ("ordinary", ordinary),
-                ("area", results.baseline(protocol, "area")),
-                ("colour", results.baseline(protocol, "colour")),
-            )
-            if other is not None
+            f"square_minus_{name}": _difference(square.minus(other)) for name, other in results.rivals(protocol).items()
         }
     if ordinary is not None:
         content["best_ordinary"] = _valued(ordinary)
@@ -289,27 +285,19 @@ def _encrypted_row(found: Pooled) -> list[str]:
 
 def _differences(results: Results, protocol: Protocol) -> Iterable[str]:
     square = results.best(protocol, "square")
-    others = [
-        (words, other)
-        for words, other in (
-            ("best ordinary network", results.best(protocol, "ordinary")),
-            ("area alone", results.baseline(protocol, "area")),
-            ("mean colour alone", results.baseline(protocol, "colour")),
-        )
-        if other is not None
-    ]
-    if square is None or not others:
+    rivals = results.rivals(protocol)
+    if square is None or not rivals:
         return
     chosen = "by grouped cross-validation" if protocol == "heldout" else "by AUROC, on these cells"
     yield f"\nThe best square network (`{square.model.name}`, chosen {chosen}) minus others, on the same resamples:\n"
     lines = []
-    for words, other in others:
+    for name, other in rivals.items():
         difference = square.minus(other)
         cells = [
             "{:+.3f} [{:+.3f}, {:+.3f}]".format(difference.values[metric], *difference.intervals[metric])
             for metric in ("auroc", "accuracy", "balanced_accuracy")
         ]
-        lines.append([f"{words} (`{other.model.name}`)", *cells])
+        lines.append([f"{_RIVALS[name]} (`{other.model.name}`)", *cells])
     yield from _table(["minus", "AUROC", "accuracy", "balanced"], lines)
 
 

@@ -21,11 +21,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from training.calibration import cross_fitted, fit_temperature
 from training.errors import RunError
 from training.evaluate import Difference, Figures, disagreements, figures, paired_difference
-from training.study.config import ModelConfig, Protocol, StudyConfig
+from training.study.config import BASELINES, ModelConfig, Protocol, StudyConfig
 from training.study.runs import RunFolder, RunResult, WrittenStudy, read_written
 
 Doubles = npt.NDArray[np.float64]
 Strings = npt.NDArray[np.str_]
+
+ENCRYPTED = "encrypted"
 
 CALIBRATED: Mapping[Protocol, str] = {
     "image": "temperature cross-fitted by image within the test part",
@@ -144,22 +146,25 @@ class Pooled:
     @cached_property
     def figures(self) -> Figures:
         """Figures of the logits as they are, but for ``ece``: that is after temperature scaling where there is one."""
-        found = self._figures(self.logits)
         if self.temperatures is None:
-            return found
-        ece, interval = self._calibrated
-        return found.model_copy(update={"ece": ece, "intervals": {**found.intervals, "ece": interval}})
+            return self._unscaled
+        after = self._figures(self.scaled)
+        intervals = {**self._unscaled.intervals, "ece": after.intervals["ece"]}
+        return self._unscaled.model_copy(update={"ece": after.ece, "intervals": intervals})
 
-    @cached_property
+    @property
+    def scaled(self) -> Doubles:
+        """Logits divided by the temperatures, where there are any."""
+        return self.logits if self.temperatures is None else self.logits / self.temperatures[:, None]
+
+    @property
     def ece_before(self) -> float:
         """Calibration error of the logits as they are."""
-        return self._figures(self.logits).ece
+        return self._unscaled.ece
 
     @cached_property
-    def _calibrated(self) -> tuple[float, tuple[float, float]]:
-        assert self.temperatures is not None  # noqa: S101 - the only caller has asked
-        scaled = self._figures(self.logits / self.temperatures[:, None])
-        return scaled.ece, scaled.intervals["ece"]
+    def _unscaled(self) -> Figures:
+        return self._figures(self.logits)
 
     def _figures(self, logits: Doubles) -> Figures:
         return figures(logits, self.labels, self.subjects, self.words, self.groups)
@@ -250,6 +255,12 @@ class Results:
         """Return one of the confounder baselines."""
         return next((found for found in self.table(protocol) if found.model.architecture == kind), None)
 
+    def rivals(self, protocol: Protocol) -> dict[str, Pooled]:
+        """Return what square networks are compared with, as far as it has run: ``ordinary``, ``area``, ``colour``."""
+        found = {"ordinary": self.best(protocol, "ordinary")}
+        found |= {kind: self.baseline(protocol, kind) for kind in BASELINES}
+        return {name: rival for name, rival in found.items() if rival is not None}
+
     @property
     def hours(self) -> float:
         """Time that all runs took."""
@@ -280,7 +291,7 @@ def collect(out: Path, with_encrypted: bool = True) -> Results:
             if protocol not in written.config.protocols_of(model):
                 continue
             for seed in model.seeds:
-                folds = range(written.config.folds if protocol == "grouped" else 1)
+                folds = range(written.config.folds_of(protocol))
                 folders = [RunFolder.of(out, model.name, f"{protocol}-{fold}", seed) for fold in folds]
                 results = [folder.result() if folder.finished else None for folder in folders]
                 runs += [result for result in results if result is not None]
@@ -339,7 +350,7 @@ def _pool(
 
 def _read_encrypted(out: Path) -> list[tuple[EncryptedResult, Path]]:
     found = []
-    for path in sorted((out / "encrypted").glob("*.json")):
+    for path in sorted((out / ENCRYPTED).glob("*.json")):
         try:
             found.append((EncryptedResult.model_validate(json.loads(path.read_text(encoding="utf-8"))), path))
         except (OSError, ValueError, ValidationError) as error:

@@ -24,12 +24,12 @@ import tensorflow as tf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from training.datasets import CellImages, load_cells
+from training.datasets import CellImages
 from training.errors import DataError, RunError
 from training.fit import weigh
 from training.report import read_progress
 from training.study.config import ModelConfig, StudyConfig, Views
-from training.study.divisions import Division, admitted, divide
+from training.study.divisions import Division, divide, read_cells
 from training.study.learners import LEARNERS, check
 from training.study.runs import (
     STUDY,
@@ -42,7 +42,7 @@ from training.study.runs import (
     read_written,
     write_json,
 )
-from training.study.teaching import Diverged, Doubles, Floats, Learned, Lesson, over_symmetries, preprocessing_of
+from training.study.teaching import Diverged, Doubles, Floats, Learned, Lesson, over_symmetries
 from training.study.tracker import Tracker
 from training.study.views import DrawnViews, answered
 
@@ -110,15 +110,7 @@ class Study:
         self.config, self.final, self.only = config, final, tuple(only)
         self.models = config.ordered(only)
         show = partial(read_progress, console) if console else None
-        self.cells = {
-            size: admitted(load_cells(data, preprocessing_of(size), show), final)
-            for size in sorted({model.size for model in self.models})
-        }
-        first, *others = self.cells.values()
-        if any((cells.sha256.tolist() != first.sha256.tolist()) for cells in others):
-            raise DataError(
-                f"{data} does not hold the same cells at {sorted(self.cells)} pixels; prepare them together"
-            )
+        self.cells = read_cells(data, {model.size for model in self.models}, final, show)
         self._divisions: dict[str, tuple[Division, ...]] = {}
         self._digests: dict[tuple[str, str, int], str] = {}
 

@@ -18,11 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from hemacrypt.preprocess import Pixels, Preprocessing
+from hemacrypt.preprocess import Pixels
+from training import fit
 from training.fit import AugmentedCells, Auroc, logits
 from training.settings import Settings
 from training.study.config import ModelConfig
+from training.study.divisions import preprocessing_of
 from training.study.views import DrawnViews, MatchedViews
+from training.symmetry import ORDER, transformed
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -145,13 +148,7 @@ def settle(seed: int) -> None:
 
 def network_input(images: Pixels) -> Floats:
     """Return normalised images, channel last: float32, shape (n, size, size, 3), as any bundle normalises them."""
-    preprocessing = preprocessing_of(images.shape[1])
-    return np.moveaxis(preprocessing.normalise(images), -3, -1)
-
-
-def preprocessing_of(size: int) -> Preprocessing:
-    """Return the declaration that gives images of that width."""
-    return Preprocessing.model_validate({"block": 320 // size})
+    return fit.network_input(images, preprocessing_of(images.shape[1]))
 
 
 def targets(labels: Labels, soft: Doubles | None) -> Floats:
@@ -237,10 +234,8 @@ def over_symmetries(predict: Callable[[Pixels], Doubles]) -> Callable[[Pixels], 
 
     def mean(images: Pixels) -> Doubles:
         total = np.zeros((len(images), 2))
-        for turns in range(4):
-            turned = np.rot90(images, turns, axes=(1, 2))
-            total += predict(np.ascontiguousarray(turned))
-            total += predict(np.ascontiguousarray(turned[:, :, ::-1]))
-        return total / 8
+        for symmetry in range(ORDER):
+            total += predict(np.ascontiguousarray(transformed(images, symmetry, (1, 2))))
+        return total / ORDER
 
     return mean

@@ -19,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hemacrypt.preprocess import Pixels
+from training.fit import network_input
 from training.study.config import Views
+from training.study.divisions import preprocessing_of
 from training.symmetry import ORDER, transformed
 
 Floats = npt.NDArray[np.float32]
@@ -107,7 +109,8 @@ class DrawnViews:
         places = edge + step[:, :, None] + np.arange(size)
         which = np.arange(len(rows))[:, None, None]
         shifted = padded[which, places[:, 0, :, None], places[:, 1, None, :]]
-        made: Floats = shifted.astype(np.float32) / np.float32(255) * self.colour[view, rows][:, None, None, :]
+        values = network_input(shifted, preprocessing_of(size))
+        made: Floats = values * self.colour[view, rows][:, None, None, :]
         return made
 
 
