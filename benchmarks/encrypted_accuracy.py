@@ -72,7 +72,8 @@ def part_to_measure(
 
 def main(
     bundle: Annotated[
-        Path | None, typer.Option(help="Bundle directory, or fast, balanced, accurate. [default: balanced]")
+        Path | None,
+        typer.Option(help="Bundle directory, or the name of an embedded bundle. [default: balanced]"),
     ] = None,
     run: Annotated[Path | None, typer.Option(help="Training run whose test part is used; needs --data.")] = None,
     data: Annotated[Path | None, typer.Option(envvar="HEMACRYPT_DATA", help="Folder of the C-NMC data.")] = None,

@@ -171,7 +171,7 @@ def demo(
     engine: Annotated[str, typer.Option(help="Engine of the service: seal or vector.")] = DEFAULT_ENGINE,
     model: Annotated[
         Path | None,
-        typer.Option("--model", "-m", help="fast, balanced, accurate, or a bundle directory. [default: balanced]"),
+        typer.Option("--model", "-m", help="Name of an embedded bundle, or a directory. [default: balanced]"),
     ] = None,
 ) -> None:
     """Run the whole path on real cells: start a service, make keys, encrypt, predict, decrypt, compare, stop."""
@@ -183,7 +183,8 @@ def demo(
 
 def verify(
     bundle: Annotated[
-        Path | None, typer.Argument(help="Bundle directory, or fast, balanced, accurate. [default: balanced]")
+        Path | None,
+        typer.Argument(help="Bundle directory, or the name of an embedded bundle. [default: balanced]"),
     ] = None,
     images: Annotated[
         list[Path] | None,
@@ -220,8 +221,9 @@ def verify(
     console = Console()
     chosen: list[Scheme] = [choice.value for choice in dict.fromkeys(scheme or SchemeChoice)]
     model, cases = Bundle.read(find_bundle(bundle)), load(images or (), where or (), limit, rows)
-    if logits_file is not None:
-        verifying.check_target(logits_file)
+    for target in (logits_file, json_file):
+        if target is not None:
+            verifying.check_target(target)
     kept: dict[Scheme, Sequence[verifying.Outcome | None]] = {}
     console.print(
         f"[bold]Hemacrypt verify[/]: {escape(model.manifest.name)}, {len(cases)} images, {' and '.join(chosen)}"

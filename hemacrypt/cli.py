@@ -29,7 +29,8 @@ _PANELS = {"training": "Laboratory: train and export", "service": "Laboratory: s
 
 def plan(
     bundle: Annotated[
-        Path | None, typer.Argument(help="Bundle directory, or fast, balanced, accurate. [default: balanced]")
+        Path | None,
+        typer.Argument(help="Bundle directory, or the name of an embedded bundle. [default: balanced]"),
     ] = None,
     images: Annotated[
         int, typer.Option(min=1, help="1 or 2: the plan for so many in a request; more: which layout suits so many.")

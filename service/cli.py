@@ -14,7 +14,7 @@ from hemacrypt.errors import HemacryptError
 def serve(
     bundles: Annotated[
         list[Path] | None,
-        typer.Argument(help="Bundle directories to serve, or fast, balanced, accurate. [default: balanced]"),
+        typer.Argument(help="Bundle directories to serve, or names of embedded bundles. [default: balanced]"),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 lets the system choose. [default: 50051]")] = None,

@@ -136,7 +136,7 @@ def tell_export(out: Path, bundle: Bundle, difference: float, images: str, conso
 
 def evaluate(
     bundle_dir: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="Bundle directory, or fast, balanced, accurate.")
+        Path, typer.Argument(metavar="BUNDLE", help="Bundle directory, or the name of an embedded bundle.")
     ],
     split: Annotated[
         str,

@@ -278,6 +278,7 @@ def test_errors_of_the_command_are_one_line(folder: Path) -> None:
         ["verify", str(folder / "bundle"), "--images", str(folder / "cells.npz"), "--engine", "other"],
         ["verify", str(folder / "bundle"), "--images", str(folder / "cells.npz"), "--rows", str(folder / "absent.npy")],
         ["verify", str(folder / "bundle"), "--images", str(folder / "cells.npz"), "--logits", str(folder)],
+        ["verify", str(folder / "bundle"), "--images", str(folder / "cells.npz"), "--json", str(folder)],
     ):
         environment = os.environ | {"COLUMNS": "200"}
         done = subprocess.run([program, *arguments], capture_output=True, text=True, env=environment, timeout=120)
