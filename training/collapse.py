@@ -19,7 +19,7 @@ from hemacrypt.folding import NO_PADDING, Fold, Padding, same_padding
 from hemacrypt.network import Array, CollapsedNetwork, Linear, Shape
 from training.errors import CollapseError
 from training.models import Quadratic, Square
-from training.symmetry import ORDER, OrbitMean, SymmetricConv2D, SymmetricNormalization
+from training.symmetry import ORDER, OrbitMean, SymmetricConv2D, SymmetricNormalization, SymmetricQuadratic
 
 
 def collapse(model: keras.Sequential, input_range: tuple[float, float] = (0.0, 1.0)) -> CollapsedNetwork:
@@ -97,6 +97,7 @@ class _KerasFold:
             Quadratic: self._quadratic,
             SymmetricConv2D: self._symmetric_convolution,
             SymmetricNormalization: self._symmetric_normalisation,
+            SymmetricQuadratic: self._symmetric_quadratic,
             OrbitMean: self._orbit_mean,
         }
         handler = handlers.get(type(layer))
@@ -201,6 +202,10 @@ class _KerasFold:
         )
         scale = gamma / np.sqrt(variance + layer.epsilon)
         self._fold.scale_and_shift(layer.name, scale, beta - mean * scale)
+
+    def _symmetric_quadratic(self, layer: Any) -> None:
+        a, b, c = (np.repeat(np.asarray(numbers, dtype=np.float64), ORDER) for numbers in (layer.a, layer.b, layer.c))
+        self._fold.quadratic(layer.name, a, b, c)
 
     def _orbit_mean(self, layer: Any) -> None:
         orbits = self._fold.values // ORDER

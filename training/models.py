@@ -7,13 +7,13 @@ to convolution 4x4/2, square, dense 4096→64, square, dense 64→2.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import keras
 from keras import layers
 
 from training.settings import Settings
-from training.symmetry import ORDER, OrbitMean, SymmetricConv2D, SymmetricNormalization
+from training.symmetry import ORDER, OrbitMean, SymmetricConv2D, SymmetricNormalization, SymmetricQuadratic
 
 
 @keras.saving.register_keras_serializable(package="hemacrypt")
@@ -99,28 +99,35 @@ def symmetric(
     inner_kernel: int = 4,
     inner_stride: int = 2,
     inner_padding: int | None = None,
+    third_maps: int = 0,
     pool: int = 1,
     hidden: int = 64,
+    activation: Literal["square", "quadratic"] = "square",
+    whitened: bool = False,
     dropout: float = 0.2,
     logit_penalty: float = 1e-3,
 ) -> keras.Sequential:
     """Build a network of squares that answers alike for all eight symmetries of a cell, untrained.
 
-    Convolution, square, optionally a second convolution and square, mean pooling, a dense layer of ``hidden``
-    channels (a convolution over the whole map) and square, the mean over each orbit, and two logits. It collapses to
-    what an ordinary network of the same sizes collapses to; see `training.symmetry`.
+    Convolution, square, optionally one or two further convolutions and squares, mean pooling, a dense layer of
+    ``hidden`` channels (a convolution over the whole map) and square, the mean over each orbit, and two logits. It
+    collapses to what an ordinary network of the same sizes collapses to; see `training.symmetry`.
 
     Parameters
     ----------
     size:
         Width and height of the reduced images.
-    first_maps, inner_maps, hidden:
+    first_maps, inner_maps, third_maps, hidden:
         Channels of the convolutions and of the dense layer, multiples of 8. Without ``inner_maps`` there are two
-        squares, with them three.
+        squares, with them three, with ``third_maps`` four: that convolution is 3x3/1.
     kernel, stride, padding, inner_kernel, inner_stride, inner_padding:
         Of the convolutions; paddings default to (kernel - stride) / 2, rounded down.
     pool:
         Width and height of the mean pooling behind the last convolution's square; 1: none. It divides the map.
+    activation:
+        ``square``, or ``quadratic`` for `training.symmetry.SymmetricQuadratic`, which costs the same.
+    whitened:
+        Whether the first convolution can be whitened; see `training.symmetry.SymmetricConv2D.whiten`.
     dropout:
         On the means that the logits read.
     logit_penalty:
@@ -134,22 +141,35 @@ def symmetric(
     Raises
     ------
     ValueError
-        If channels are no multiples of 8, the pooling does not divide the map, or a convolution does not reach both
-        borders of its map alike.
+        If channels are no multiples of 8, there is a third convolution without a second, the activation is unknown,
+        the pooling does not divide the map, or a convolution does not reach both borders of its map alike.
     """
-    for name, number in (("first_maps", first_maps), ("inner_maps", inner_maps), ("hidden", hidden)):
-        if number % ORDER or number < (0 if name == "inner_maps" else ORDER):
+    widths = {"first_maps": first_maps, "inner_maps": inner_maps, "third_maps": third_maps, "hidden": hidden}
+    for name, number in widths.items():
+        if number % ORDER or number < (ORDER if name in ("first_maps", "hidden") else 0):
             raise ValueError(f"{name} is {number}; channels come in orbits of {ORDER}, so give a multiple of {ORDER}")
+    if third_maps and not inner_maps:
+        raise ValueError(f"third_maps is {third_maps} and inner_maps 0; give inner_maps first")
+    activations = {"square": Square, "quadratic": SymmetricQuadratic}
+    if activation not in activations:
+        raise ValueError(f"activation is {activation!r}; choose one of {', '.join(activations)}")
+    first = {"kernel": kernel, "stride": stride, "padding": padding, "whitened": whitened}
+    inner = {"kernel": inner_kernel, "stride": inner_stride, "padding": inner_padding}
+    third = {"kernel": 3, "stride": 1, "padding": None}
     model = keras.Sequential([keras.Input((size, size, 3), name="cell")], name="symmetric")
-    _add_orbits(model, 1, first_maps, kernel, stride, padding)
-    if inner_maps:
-        _add_orbits(model, 2, inner_maps, inner_kernel, inner_stride, inner_padding)
+    number = 0
+    for maps, shape in ((first_maps, first), (inner_maps, inner), (third_maps, third)):
+        if maps:
+            number += 1
+            model.add(_orbits(maps, lifted=number > 1, name=f"conv{number}", **shape))
+            model.add(SymmetricNormalization(name=f"norm{number}"))
+            model.add(activations[activation](name=f"square{number}"))
     side = _add_pooling(model, pool)
-    last = 3 if inner_maps else 2
+    number += 1
     model.add(SymmetricConv2D(hidden // ORDER, side, name="dense1"))
     model.add(layers.Flatten(name="flatten"))
-    model.add(SymmetricNormalization(name=f"norm{last}"))
-    model.add(Square(name=f"square{last}"))
+    model.add(SymmetricNormalization(name=f"norm{number}"))
+    model.add(activations[activation](name=f"square{number}"))
     model.add(OrbitMean(name="orbits"))
     return _with_logits(model, dropout, logit_penalty)
 
@@ -203,9 +223,7 @@ def _with_logits(model: keras.Sequential, dropout: float, penalty: float) -> ker
     return model
 
 
-def _add_orbits(model: keras.Sequential, number: int, maps: int, kernel: int, stride: int, padding: int | None) -> None:
-    """Add a symmetric convolution with its normalisation and square."""
+def _orbits(maps: int, kernel: int, stride: int, padding: int | None, **options: Any) -> SymmetricConv2D:
+    """Return a symmetric convolution that reaches both borders alike, if that is possible."""
     edge = max(kernel - stride, 0) // 2 if padding is None else padding
-    model.add(SymmetricConv2D(maps // ORDER, kernel, stride, edge, lifted=number > 1, name=f"conv{number}"))
-    model.add(SymmetricNormalization(name=f"norm{number}"))
-    model.add(Square(name=f"square{number}"))
+    return SymmetricConv2D(maps // ORDER, kernel, stride, edge, **options)

@@ -98,16 +98,22 @@ def deep(size: int, width: float, dropout: float = 0.3, channels: Sequence[int] 
 
 
 def symmetric_plain(
-    size: int, width: float, dropout: float = 0.3, channels: Sequence[int] = (32, 64, 128)
+    size: int,
+    width: float,
+    dropout: float = 0.3,
+    channels: Sequence[int] = (32, 64, 128),
+    whitened: bool = False,
 ) -> keras.Model:
     """Build `plain` of layers that commute with the eight symmetries; channels are rounded to multiples of 8.
 
     Its stem is 4x4/2, which reaches both borders of an even map alike, as 3x3/2 does not. ``features`` are means over
-    map and symmetries, so a cell has the same ones however it lies.
+    map and symmetries, so a cell has the same ones however it lies. ``whitened``: the stem can be whitened, see
+    `training.symmetry.SymmetricConv2D.whiten`.
     """
     first, second, third = (ORDER * max(1, round(number * width / ORDER)) for number in channels)
     entry = keras.Input((size, size, 3), name="cell")
-    values = _symmetric_conv(_symmetric_conv(entry, first, 4, 2, lifted=False), first)
+    values = _symmetric_conv(entry, first, 4, 2, lifted=False, whitened=whitened)
+    values = _symmetric_conv(values, first)
     for number in (second, third):
         values = layers.MaxPooling2D(2)(values)
         values = _symmetric_conv(_symmetric_conv(values, number), number)
@@ -116,8 +122,10 @@ def symmetric_plain(
     return keras.Model(entry, head, name="symmetric_plain")
 
 
-def _symmetric_conv(values: Any, channels: int, kernel: int = 3, stride: int = 1, lifted: bool = True) -> Any:
-    values = SymmetricConv2D(channels // ORDER, kernel, stride, padding=1, lifted=lifted)(values)
+def _symmetric_conv(
+    values: Any, channels: int, kernel: int = 3, stride: int = 1, lifted: bool = True, whitened: bool = False
+) -> Any:
+    values = SymmetricConv2D(channels // ORDER, kernel, stride, padding=1, lifted=lifted, whitened=whitened)(values)
     return layers.ReLU()(SymmetricNormalization(momentum=0.9)(values))
 
 

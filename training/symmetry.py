@@ -25,6 +25,7 @@ from keras import layers, ops
 # (transpose, flip rows, flip columns), applied in this order.
 SYMMETRIES = tuple((t, r, c) for t in (False, True) for r in (False, True) for c in (False, True))
 ORDER = len(SYMMETRIES)
+Floats = npt.NDArray[np.float32]
 
 
 def transformed(array: npt.NDArray[Any], symmetry: int, axes: tuple[int, int] = (0, 1)) -> npt.NDArray[Any]:
@@ -103,6 +104,8 @@ class SymmetricConv2D(layers.Layer):  # type: ignore[misc]  # Keras has no types
         Zeros on every side.
     lifted:
         False for the first layer, which reads an image; True for those that read a symmetric layer.
+    whitened:
+        Multiply every kernel with a fixed matrix that `whiten` sets; until then it is the identity.
 
     Raises
     ------
@@ -111,9 +114,17 @@ class SymmetricConv2D(layers.Layer):  # type: ignore[misc]  # Keras has no types
     """
 
     def __init__(
-        self, orbits: int, kernel: int, stride: int = 1, padding: int = 0, lifted: bool = True, **options: Any
+        self,
+        orbits: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int = 0,
+        lifted: bool = True,
+        whitened: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
+        self.whitened = whitened
         self.orbits, self.kernel, self.stride, self.padding, self.lifted = orbits, kernel, stride, padding, lifted
 
     def build(self, input_shape: Any) -> None:
@@ -129,12 +140,49 @@ class SymmetricConv2D(layers.Layer):  # type: ignore[misc]  # Keras has no types
         self.weight = self.add_weight(
             shape=(self.orbits, values), initializer=keras.initializers.RandomNormal(stddev=values**-0.5), name="weight"
         )
+        if self.whitened:
+            self.whitening = self.add_weight(
+                shape=(values, values), initializer="identity", trainable=False, name="whitening"
+            )
 
     def full_kernel(self) -> Any:
         """Return the kernel of the ordinary convolution that this one is: (kernel, kernel, channels, 8 * orbits)."""
         side, outputs = self.kernel, ORDER * self.orbits
-        every = ops.reshape(ops.take(self.weight, self._sources, axis=1), (outputs, side, side, -1))
+        weight = ops.matmul(self.weight, self.whitening) if self.whitened else self.weight
+        every = ops.reshape(ops.take(weight, self._sources, axis=1), (outputs, side, side, -1))
         return ops.transpose(every, (1, 2, 3, 0))
+
+    def whiten(self, images: Floats, damping: float = 0.01) -> None:
+        """Make the patches of images that a first layer reads look uncorrelated to its kernels.
+
+        Neighbouring pixels are nearly equal, so a patch's variance is nearly all brightness, and kernels that tell
+        textures apart are found late: their gradients are thousands of times smaller. With the inverse root of the
+        patches' covariance in front all directions are learned at one pace. That root is symmetric and commutes with
+        the eight symmetries, and it folds into the kernels. (Desjardins et al., *Natural neural networks*, NeurIPS
+        2015; as a fixed first layer: Jordan, *94% on CIFAR-10 in 3.29 seconds on a single GPU*, 2024, section 3.2.)
+
+        Parameters
+        ----------
+        images:
+            Training images as the network reads them, float32, shape (n, size, size, channels); some hundreds do.
+        damping:
+            Share of the mean variance that is added to every variance, so that noise is not blown up.
+
+        Raises
+        ------
+        ValueError
+            If the layer is not built with ``whitened``, or reads a symmetric layer.
+        """
+        if not self.whitened or self.lifted:
+            raise ValueError(f"{self.name}: only a first layer (lifted=False) that is built with whitened=True whitens")
+        side = (self.kernel, self.kernel)
+        windows = np.lib.stride_tricks.sliding_window_view(images, side, axis=(1, 2))[:, :: self.stride, :: self.stride]
+        patches = np.moveaxis(windows, 3, -1).reshape(-1, self.kernel**2 * images.shape[-1])
+        found = np.cov(patches, rowvar=False)
+        covariance = np.mean([found[np.ix_(source, source)] for source in self._sources], axis=0)
+        variances, directions = np.linalg.eigh(covariance)
+        roots = np.sqrt(variances + damping * variances.mean())
+        self.whitening.assign((directions / roots) @ directions.T)
 
     def call(self, values: Any) -> Any:
         """Return (batch, side, side, 8 * orbits)."""
@@ -145,7 +193,7 @@ class SymmetricConv2D(layers.Layer):  # type: ignore[misc]  # Keras has no types
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` needs."""
-        names = ("orbits", "kernel", "stride", "padding", "lifted")
+        names = ("orbits", "kernel", "stride", "padding", "lifted", "whitened")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
@@ -201,3 +249,29 @@ class OrbitMean(layers.Layer):  # type: ignore[misc]  # Keras has no types
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Return (batch, orbits)."""
         return (input_shape[0], input_shape[-1] // ORDER)
+
+
+@keras.saving.register_keras_serializable(package="hemacrypt")
+class SymmetricQuadratic(layers.Layer):  # type: ignore[misc]  # Keras has no types
+    """Computes a x² + b x + c with a, b and c learned for each orbit.
+
+    It costs what a square costs (`hemacrypt.folding.Fold.quadratic`) and trains far better, because it begins at
+    0.5 x + 0.2 (x² - 1): close to the best second-degree approximation of a ReLU for normally distributed x, mean
+    zero, and nearly linear, so that gradients reach the first layers of a deep network. (After Park et al., *AESPA:
+    Accuracy preserving low-degree polynomial activation*, 2022, section 3.)
+    """
+
+    def build(self, input_shape: Any) -> None:
+        """Make the three weights, shape (orbits,)."""
+        for name, initial in (("a", 0.2), ("b", 0.5), ("c", -0.2)):
+            start = keras.initializers.Constant(initial)
+            setattr(self, name, self.add_weight(shape=(input_shape[-1] // ORDER,), initializer=start, name=name))
+
+    def call(self, values: Any) -> Any:
+        """Return a x² + b x + c, same shape."""
+        a, b, c = (ops.repeat(numbers, ORDER) for numbers in (self.a, self.b, self.c))
+        return (a * values + b) * values + c
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Return the input's shape."""
+        return input_shape

@@ -23,6 +23,7 @@ from training.symmetry import (
     OrbitMean,
     SymmetricConv2D,
     SymmetricNormalization,
+    SymmetricQuadratic,
     transformed,
 )
 
@@ -38,6 +39,8 @@ def randomised(model: Any, seed: int = 0) -> Any:
             sizes = layer.gamma.shape
             moments = rng.normal(size=sizes) / 4, rng.uniform(0.1, 0.3, sizes)
             layer.set_weights([rng.uniform(0.5, 1.5, sizes), rng.normal(size=sizes), *moments])
+        elif isinstance(layer, SymmetricQuadratic):
+            layer.set_weights([numbers + rng.normal(size=numbers.shape) / 20 for numbers in layer.get_weights()])
     return model
 
 
@@ -132,6 +135,53 @@ def test_training_moves_the_moments_of_both_kinds_of_batches_alike() -> None:
     np.testing.assert_allclose(np.asarray(one.variance), np.asarray(other.variance), atol=1e-6)
 
 
+def test_quadratics_begin_centred_and_close_to_the_rectifier() -> None:
+    layer = SymmetricQuadratic()
+    values = np.random.default_rng(0).normal(size=(50_000, ORDER)).astype(np.float32)
+    out = of(layer, values)
+    assert abs(out.mean()) < 0.01
+    rectified = np.maximum(values, 0)
+    # Of the rectifier's variance no quadratic leaves less than 0.0062 unexplained: (1 - 1/pi) / 2 - 1/4 - 1/(4 pi).
+    assert np.var(rectified - out) < 0.02
+    np.testing.assert_allclose(out, 0.2 * values**2 + 0.5 * values - 0.2, atol=1e-5)
+    assert [tuple(weight.shape) for weight in layer.weights] == [(1,)] * 3
+
+
+def test_whitened_kernels_see_patches_without_correlation() -> None:
+    rng = np.random.default_rng(0)
+    # Smooth grey images with a little colour, as cells are: patches are far from white.
+    coarse = rng.normal(size=(40, 6, 6, 1)).repeat(4, 1).repeat(4, 2) + rng.normal(size=(40, 24, 24, 3)) / 20
+    images = np.concatenate([transformed(coarse, g, (1, 2)) for g in range(ORDER)]).astype(np.float32)
+    layer = SymmetricConv2D(1, 4, 2, lifted=False, whitened=True)
+    layer(images[:1])
+
+    def condition() -> float:
+        # The responses of one kernel for each direction: the identity as weights, of the first symmetry.
+        matrix = np.asarray(layer.whitening)
+        windows = np.lib.stride_tricks.sliding_window_view(images, (4, 4), axis=(1, 2))[:, ::2, ::2]
+        responses = np.moveaxis(windows, 3, -1).reshape(-1, 48) @ matrix.T
+        variances = np.linalg.eigvalsh(np.cov(responses, rowvar=False))
+        return float(variances[-1] / variances[0])
+
+    before = condition()
+    plain = of(layer, images)
+    layer.whiten(images)
+    assert before > 1000
+    assert condition() < before / 100
+    assert np.abs(of(layer, images) - plain).max() > 0.1
+    for symmetry in range(ORDER):
+        wanted = moved(of(layer, images[:3]), symmetry)
+        np.testing.assert_allclose(of(layer, moved(images[:3], symmetry, lifted=False)), wanted, atol=2e-4)
+
+
+@pytest.mark.parametrize("options", [{"lifted": False}, {"lifted": True, "whitened": True}])
+def test_only_first_layers_that_are_told_so_whiten(options: dict[str, bool]) -> None:
+    layer = SymmetricConv2D(1, 3, padding=1, **options)
+    layer(maps(8))
+    with pytest.raises(ValueError, match="built with whitened=True whitens"):
+        layer.whiten(maps(8))
+
+
 @pytest.mark.parametrize(("side", "kernel", "stride", "padding"), [(8, 3, 2, 1), (9, 4, 2, 1), (8, 3, 3, 0)])
 def test_maps_whose_borders_are_not_reached_alike_are_refused(
     side: int, kernel: int, stride: int, padding: int
@@ -159,18 +209,39 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "pool": 2,
     },
 }
+# What there is of symmetric networks only.
+QUADRATIC: dict[str, dict[str, Any]] = {
+    "two quadratics": {"first_maps": 16, "hidden": 8, "activation": "quadratic"},
+    "three quadratics, whitened": {
+        "first_maps": 8,
+        "inner_maps": 16,
+        "hidden": 8,
+        "activation": "quadratic",
+        "whitened": True,
+    },
+    "four quadratics": {
+        "first_maps": 8,
+        "inner_maps": 8,
+        "third_maps": 16,
+        "pool": 2,
+        "hidden": 8,
+        "activation": "quadratic",
+    },
+}
 
 
-@pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("options", (NETWORKS | QUADRATIC).values(), ids=NETWORKS | QUADRATIC)
 def test_networks_answer_alike_for_all_symmetries_and_collapse(options: dict[str, Any], tmp_path: Path) -> None:
     keras.utils.set_random_seed(0)
     model = randomised(symmetric(16, **options))
     images = np.random.default_rng(2).random((6, 16, 16, 3), dtype=np.float32)
+    if options.get("whitened"):
+        model.layers[0].whiten(images)
     logits = answers_alike(model, images)
 
     network = collapse(model)
     assert largest_difference(network, model, images) < 1e-5
-    squares = 3 if options.get("inner_maps") else 2
+    squares = 2 + ("inner_maps" in options) + ("third_maps" in options)
     assert network.squares == squares
     assert [type(layer) for layer in network.linears] == [Convolution] * (squares - 1) + [Dense] * 2
 
@@ -192,6 +263,9 @@ def test_a_symmetric_network_collapses_to_the_sizes_of_an_ordinary_one() -> None
         ({"first_maps": 0}, "first_maps is 0"),
         ({"inner_maps": 20}, "inner_maps is 20"),
         ({"hidden": 50}, "hidden is 50"),
+        ({"inner_maps": 8, "third_maps": 4}, "third_maps is 4"),
+        ({"third_maps": 8}, "third_maps is 8 and inner_maps 0; give inner_maps first"),
+        ({"activation": "relu"}, "activation is 'relu'; choose one of square, quadratic"),
         ({"pool": 3}, "pool is 3 on a map of 8x8; give a divisor of 8"),
         ({"kernel": 3}, "both borders are reached alike"),
     ],

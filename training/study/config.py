@@ -58,6 +58,9 @@ class ModelConfig(_Frozen):
     )
     epochs: int = Field(default=30, ge=1)
     batch_size: int = Field(default=64, ge=1)
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw", description="muon: makes the updates of weight matrices orthogonal; the rest learns by AdamW"
+    )
     learning_rate: float = Field(default=1e-3, gt=0, description="at the start; falls to zero along a half cosine")
     weight_decay: float = Field(default=0.05, ge=0, description="decoupled, as AdamW")
     clip_norm: float = Field(default=1.0, gt=0)

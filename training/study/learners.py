@@ -23,9 +23,12 @@ from training.ordinary import FEATURES, NETWORKS, multiply_adds, ordinary_networ
 from training.settings import Settings
 from training.study.config import BASELINES, Family, ModelConfig, StudyConfig
 from training.study.teaching import Doubles, Learned, Lesson, logits_of, network_input, settle, teach
-from training.symmetry import ORDER
+from training.symmetry import ORDER, SymmetricConv2D
 
 Learner = Callable[[Lesson], Learned]
+
+# Cells whose patches a first layer is whitened with: half a million patches, far more than there are numbers to find.
+_WHITENING_CELLS = 512
 
 
 def _paper_square(size: int, width: float, **options: Any) -> keras.Model:
@@ -47,8 +50,9 @@ def _symmetric_square(size: int, width: float, **options: Any) -> keras.Model:
     def scaled(maps: int) -> int:
         return maps if width == 1 or not maps else ORDER * max(1, round(maps * width / ORDER))
 
-    chosen = {**_SYMMETRIC_MAPS, **options}
-    return symmetric(size, **{**chosen, **{name: scaled(chosen[name]) for name in _SYMMETRIC_MAPS}})
+    maps = {**_SYMMETRIC_MAPS, "third_maps": 0}
+    chosen = {**maps, **options}
+    return symmetric(size, **{**chosen, **{name: scaled(chosen[name]) for name in maps}})
 
 
 _PAPER_MAPS = {"first_maps": 16, "inner_maps": 32, "hidden": 64}
@@ -115,6 +119,9 @@ def learn_network(lesson: Lesson) -> Learned:
     """Train an ordinary or square network."""
     settle(lesson.seed)
     network, words = build(lesson.config)
+    for layer in network.layers:
+        if isinstance(layer, SymmetricConv2D) and layer.whitened:
+            layer.whiten(network_input(lesson.images[:: -(-len(lesson.images) // _WHITENING_CELLS)]))
     history = teach(network, lesson)
     return Learned(logits_of(network), history, words, network.count_params(), multiply_adds(network), network)
 

@@ -174,7 +174,7 @@ def teach(network: keras.Model, lesson: Lesson) -> History:
     taught = lesson.soft is not None or lesson.answers is not None
     falling = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * len(batches))
     network.compile(
-        optimizer=keras.optimizers.AdamW(falling, weight_decay=config.weight_decay, global_clipnorm=config.clip_norm),
+        optimizer=optimizer_of(config, falling),
         loss=TaughtLoss(config.alpha if taught else 0.0, config.temperature, config.label_smoothing),
         metrics=[
             _CrossEntropy(from_logits=True, name="cross_entropy"),
@@ -203,6 +203,19 @@ def teach(network: keras.Model, lesson: Lesson) -> History:
     if len(losses) < config.epochs or not all(map(math.isfinite, losses)):
         raise Diverged(f"the loss is no number any more in epoch {len(losses)} of {config.epochs}")
     return history
+
+
+def optimizer_of(config: ModelConfig, rate: Any) -> keras.optimizers.Optimizer:
+    """Return AdamW, or Muon (Jordan et al. 2024) with the scaling of Liu et al. (2502.16982), section 2.2.
+
+    Muon takes over weights that are matrices, of symmetric convolutions too; logits and vectors stay with AdamW.
+    """
+    decay, clip = config.weight_decay, config.clip_norm
+    if config.optimizer == "adamw":
+        return keras.optimizers.AdamW(rate, weight_decay=decay, global_clipnorm=clip)
+    return keras.optimizers.Muon(
+        rate, weight_decay=decay, adam_weight_decay=decay, global_clipnorm=clip, exclude_layers=["logits"]
+    )
 
 
 def _batches(lesson: Lesson) -> keras.utils.PyDataset:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 
-from training.study.teaching import Doubles, TaughtLoss, network_input, over_symmetries, targets
+from training.study.config import ModelConfig
+from training.study.learners import learn_network
+from training.study.teaching import Doubles, Lesson, TaughtLoss, network_input, optimizer_of, over_symmetries, targets
 
 RNG = np.random.default_rng(0)
 LABELS = np.array([0, 1, 1, 0, 1], dtype=np.uint8)
@@ -51,3 +54,47 @@ def test_the_mean_over_symmetries_takes_each_of_the_eight_once() -> None:
 def test_networks_see_what_bundles_see() -> None:
     images = RNG.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     np.testing.assert_allclose(network_input(images), images / 255, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("optimizer", "orthogonal"), [("muon", True), ("adamw", False)])
+def test_muon_makes_the_updates_of_matrices_orthogonal_and_leaves_logits_to_adam(
+    optimizer: str, orthogonal: bool
+) -> None:
+    model = ModelConfig.model_validate(
+        {"name": "a", "family": "square", "architecture": "symmetric", "optimizer": optimizer, "weight_decay": 0.0}
+    )
+    network = keras.Sequential([keras.Input((12,)), keras.layers.Dense(6), keras.layers.Dense(2, name="logits")])
+    chosen = optimizer_of(model, 0.1)
+    before = [np.asarray(weight) for weight in network.trainable_weights]
+    gradients = [RNG.normal(size=weight.shape).astype(np.float32) for weight in network.trainable_weights]
+    chosen.apply(list(map(keras.ops.convert_to_tensor, gradients)), network.trainable_weights)
+    steps = [np.asarray(weight) - old for weight, old in zip(network.trainable_weights, before, strict=True)]
+    values = np.linalg.svd(steps[0], compute_uv=False)
+    wanted = np.linalg.svd(gradients[0], compute_uv=False)
+    assert wanted[0] / wanted[-1] > 2
+    assert (values[0] / values[-1] < 1.8) == orthogonal
+    for step in steps[1:]:  # Adam's first step is the learning rate along every sign
+        np.testing.assert_allclose(np.abs(step), 0.1, rtol=1e-3)
+
+
+def test_a_network_that_can_be_whitened_is_whitened_with_its_own_training_cells() -> None:
+    model = ModelConfig.model_validate(
+        {
+            "name": "a",
+            "family": "square",
+            "architecture": "symmetric",
+            "size": 32,
+            "epochs": 1,
+            "optimizer": "muon",
+            "options": {"first_maps": 8, "hidden": 8, "activation": "quadratic", "whitened": True},
+        }
+    )
+    images = RNG.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    images[::2] //= 4
+    labels = (np.arange(40) % 2).astype(np.uint8)
+    weights = np.ones(40, dtype=np.float32)
+    learned = learn_network(Lesson(model, images, labels, weights, None, None, None, None, seed=0))
+    matrix = np.asarray(learned.network.layers[0].whitening)  # type: ignore[union-attr]
+    assert np.abs(matrix - np.diag(np.diag(matrix))).max() > 1e-3
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-4 * np.abs(matrix).max())
+    assert np.isfinite(learned.logits(images)).all()
