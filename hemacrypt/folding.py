@@ -272,7 +272,7 @@ def _merge(first: Linear, second: Linear) -> Linear | None:
         return Dense(second.weight @ first.weight, second.weight @ first.bias + second.bias)
     if not (isinstance(first, Convolution) and isinstance(second, Convolution)):
         return None
-    if second.padding != NO_PADDING and not _pointwise(first):
+    if second.padding != NO_PADDING and not _tiles(first):
         return None
     rows, columns = first.kernel.shape[2:]
     step = first.stride
@@ -285,13 +285,21 @@ def _merge(first: Linear, second: Linear) -> Linear | None:
             window = np.s_[:, :, i * step : i * step + rows, j * step : j * step + columns]
             kernel[window] += np.tensordot(second.kernel[:, :, i, j], first.kernel, axes=1)
     # At most one of the two pads: where the second does, the first has nothing that reaches beyond the map.
-    padding = first.padding if second.padding == NO_PADDING else second.padding
+    padding = first.padding
+    if second.padding != NO_PADDING:
+        (top, bottom), (left, right) = second.padding
+        padding = (top * step, bottom * step), (left * step, right * step)
     return Convolution(kernel, _merged_bias(first, second), first.input_shape, step * second.stride, padding)
 
 
-def _pointwise(layer: Convolution) -> bool:
-    """Say whether a convolution mixes channels at every place and does nothing else."""
-    return layer.kernel.shape[2:] == (1, 1) and layer.stride == 1 and layer.padding == NO_PADDING
+def _tiles(layer: Convolution) -> bool:
+    """Say whether windows lie side by side and cover the map, as those of a pooling or of a mix of channels.
+
+    A zero that is added behind such a layer is then what the layer makes of a window of zeros in front of it.
+    """
+    sides, step = layer.kernel.shape[2:], layer.stride
+    whole = all(count * step == size for count, size in zip(layer.output_shape[1:], layer.input_shape[1:], strict=True))
+    return max(sides) <= step and whole and layer.padding == NO_PADDING
 
 
 def _merged_bias(first: Convolution, second: Convolution) -> Array:

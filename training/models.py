@@ -99,6 +99,7 @@ def symmetric(
     inner_kernel: int = 4,
     inner_stride: int = 2,
     inner_padding: int | None = None,
+    inner_pool: int = 1,
     third_maps: int = 0,
     pool: int = 1,
     hidden: int = 64,
@@ -119,11 +120,12 @@ def symmetric(
         Width and height of the reduced images.
     first_maps, inner_maps, third_maps, hidden:
         Channels of the convolutions and of the dense layer, multiples of 8. Without ``inner_maps`` there are two
-        squares, with them three, with ``third_maps`` four: that convolution is 3x3/1.
+        squares, with them three, with ``third_maps`` four: that convolution is 3x3/1 with a border of one zero.
     kernel, stride, padding, inner_kernel, inner_stride, inner_padding:
         Of the convolutions; paddings default to (kernel - stride) / 2, rounded down.
-    pool:
-        Width and height of the mean pooling behind the last convolution's square; 1: none. It divides the map.
+    inner_pool, pool:
+        Width and height of the mean pooling before the third convolution, and behind the last one's square; 1: none.
+        They divide the map.
     activation:
         ``square``, or ``quadratic`` for `training.symmetry.SymmetricQuadratic`, which costs the same.
     whitened:
@@ -153,23 +155,25 @@ def symmetric(
     activations = {"square": Square, "quadratic": SymmetricQuadratic}
     if activation not in activations:
         raise ValueError(f"activation is {activation!r}; choose one of {', '.join(activations)}")
-    first = {"kernel": kernel, "stride": stride, "padding": padding, "whitened": whitened}
-    inner = {"kernel": inner_kernel, "stride": inner_stride, "padding": inner_padding}
-    third = {"kernel": 3, "stride": 1, "padding": None}
     model = keras.Sequential([keras.Input((size, size, 3), name="cell")], name="symmetric")
-    number = 0
-    for maps, shape in ((first_maps, first), (inner_maps, inner), (third_maps, third)):
-        if maps:
-            number += 1
-            model.add(_orbits(maps, lifted=number > 1, name=f"conv{number}", **shape))
-            model.add(SymmetricNormalization(name=f"norm{number}"))
-            model.add(activations[activation](name=f"square{number}"))
+
+    def activate(number: int) -> None:
+        model.add(SymmetricNormalization(name=f"norm{number}"))
+        model.add(activations[activation](name=f"square{number}"))
+
+    model.add(_orbits(first_maps, kernel, stride, padding, lifted=False, whitened=whitened, name="conv1"))
+    activate(1)
+    if inner_maps:
+        model.add(_orbits(inner_maps, inner_kernel, inner_stride, inner_padding, name="conv2"))
+        activate(2)
+    if third_maps:
+        _add_pooling(model, inner_pool, "inner_pool")
+        model.add(_orbits(third_maps, 3, 1, 1, name="conv3"))
+        activate(3)
     side = _add_pooling(model, pool)
-    number += 1
     model.add(SymmetricConv2D(hidden // ORDER, side, name="dense1"))
     model.add(layers.Flatten(name="flatten"))
-    model.add(SymmetricNormalization(name=f"norm{number}"))
-    model.add(activations[activation](name=f"square{number}"))
+    activate(2 + bool(inner_maps) + bool(third_maps))
     model.add(OrbitMean(name="orbits"))
     return _with_logits(model, dropout, logit_penalty)
 
@@ -206,13 +210,13 @@ def squares(
     return _with_logits(model, dropout, logit_penalty)
 
 
-def _add_pooling(model: keras.Sequential, pool: int) -> int:
+def _add_pooling(model: keras.Sequential, pool: int, name: str = "pool") -> int:
     """Add mean pooling, 1 for none; return the side of the map behind it."""
     side = int(model.output_shape[1])
     if pool < 1 or side % pool:
-        raise ValueError(f"pool is {pool} on a map of {side}x{side}; give a divisor of {side}")
+        raise ValueError(f"{name} is {pool} on a map of {side}x{side}; give a divisor of {side}")
     if pool > 1:
-        model.add(layers.AveragePooling2D(pool, name="pool"))
+        model.add(layers.AveragePooling2D(pool, name=name))
     return side // pool
 
 

@@ -222,6 +222,9 @@ QUADRATIC: dict[str, dict[str, Any]] = {
     "four quadratics": {
         "first_maps": 8,
         "inner_maps": 8,
+        "inner_kernel": 3,
+        "inner_stride": 1,
+        "inner_pool": 2,
         "third_maps": 16,
         "pool": 2,
         "hidden": 8,
