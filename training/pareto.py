@@ -75,7 +75,10 @@ class Tried:
     @property
     def words(self) -> str:
         """The architecture in a line."""
-        options = ", ".join(f"{name} {value:g}" for name, value in self.model.get("options", {}).items())
+        given = self.model.get("options", {}).items()
+        options = ", ".join(
+            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in given
+        )
         return f"{self.model.get('architecture', '?')} {self.model.get('size', '?')}: {options}"
 
 

@@ -69,7 +69,16 @@ _MEASURED: Final = 1000
 _MEASURED_UNTRAINED: Final = 100
 # Of a model's fields, those that the search decides itself.
 _DECIDED: Final = frozenset(ModelConfig.model_fields) - {
-    *("batch_size", "learning_rate", "weight_decay", "clip_norm", "label_smoothing", "label_balance", "group_power"),
+    *(
+        "batch_size",
+        "optimizer",
+        "learning_rate",
+        "weight_decay",
+        "clip_norm",
+        "label_smoothing",
+        "label_balance",
+        "group_power",
+    ),
     *("augmentation", "alpha", "temperature"),
 }
 
@@ -89,9 +98,13 @@ class Space(_Frozen):
     inner_maps: tuple[int, ...] = Field(default=(0,), min_length=1)
     inner_kernel: tuple[int, ...] = Field(default=(4,), min_length=1)
     inner_stride: tuple[int, ...] = Field(default=(2,), min_length=1)
+    inner_pool: tuple[int, ...] = Field(default=(1,), min_length=1)
+    third_maps: tuple[int, ...] = Field(default=(0,), min_length=1)
     pool: tuple[int, ...] = Field(default=(1,), min_length=1)
     hidden: tuple[int, ...] = Field(default=(64,), min_length=1)
     dropout: tuple[float, ...] = Field(default=(0.2,), min_length=1)
+    activation: tuple[Literal["square", "quadratic"], ...] = Field(default=("square",), min_length=1)
+    whitened: tuple[bool, ...] = Field(default=(False,), min_length=1)
 
 
 class SearchConfig(_Frozen):
@@ -390,14 +403,21 @@ def _learned(trial: FrozenTrial) -> bool:
 
 
 def _proposed(trial: Trial, space: Space) -> dict[str, Any]:
-    """Let a trial choose ``architecture``, ``size`` and ``options``; without inner maps their sizes mean nothing."""
+    """Let a trial choose ``architecture``, ``size`` and ``options``, and nothing that would mean nothing."""
 
     def choose(name: str) -> Any:
         return trial.suggest_categorical(name, getattr(space, name))
 
     size, symmetric, inner_maps = choose("size"), choose("symmetric"), choose("inner_maps")
-    names = [name for name in Space.model_fields if name not in ("size", "symmetric", "inner_maps")]
+    third_maps = choose("third_maps") if symmetric and inner_maps else 0
+    idle = {"size", "symmetric", "inner_maps", "third_maps"}
     if not inner_maps:
-        names = [name for name in names if not name.startswith("inner_")]
-    options = {name: choose(name) for name in names} | {"inner_maps": inner_maps}
+        idle |= {"inner_kernel", "inner_stride"}
+    if not third_maps:
+        idle |= {"inner_pool"}
+    if not symmetric:
+        idle |= {"activation", "whitened"}
+    options = {name: choose(name) for name in Space.model_fields if name not in idle} | {"inner_maps": inner_maps}
+    if third_maps:
+        options["third_maps"] = third_maps
     return {"architecture": "symmetric" if symmetric else "squares", "size": size, "options": options}
