@@ -88,6 +88,28 @@ def test_further_layers_fold_onto_such_a_bias() -> None:
     assert [type(layer) for layer in network.linears] == [Convolution, Convolution, Dense]
 
 
+@pytest.mark.parametrize(
+    ("shape", "size", "stride", "padding", "folded"),
+    [
+        ((2, 8, 6), 2, 2, 1, True),
+        ((2, 8, 6), 1, 2, 1, True),
+        ((2, 9, 6), 3, 3, 2, True),
+        ((2, 8, 6), 1, 1, 1, True),
+        ((2, 9, 6), 2, 2, 1, False),  # a row is left over: a zero behind the map is not a window of zeros
+        ((2, 8, 6), 3, 2, 1, False),  # nor where windows overlap
+    ],
+)
+def test_windows_side_by_side_fold_into_a_padded_convolution(
+    shape: tuple[int, int, int], size: int, stride: int, padding: int, folded: bool
+) -> None:
+    network = Twin(3, shape).convolution(3, size, stride).convolution(4, 3, 1, padding).check()
+    (only,) = network.linears
+    assert isinstance(only, Convolution) == folded
+    if isinstance(only, Convolution):
+        assert only.kernel.shape[2:] == (size + 2 * stride,) * 2
+        assert (only.stride, only.padding) == (stride, ((padding * stride,) * 2,) * 2)
+
+
 def test_a_pure_square_needs_no_bias_by_position() -> None:
     twin = Twin(2).convolution(3, 2)
     twin.fold.square("s")
