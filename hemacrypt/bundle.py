@@ -4,7 +4,7 @@ A bundle is a directory::
 
     manifest.json         schema version, preprocessing, labels, shapes, training settings, metrics, digests
     tensors.safetensors   kernels, matrices, biases, measured magnitudes (float32)
-    all_weights.csv       the paper's form: one line per layer
+    all_weights.csv       the paper's form: one line per layer; only of networks of up to a million weights
     all_bias.csv
     MODEL_CARD.md         optional: for people, what the model is for, what it was measured on, what it cannot do
 
@@ -40,6 +40,8 @@ BIAS_CSV = "all_bias.csv"
 CARD = "MODEL_CARD.md"
 # Largest file that a reader opens: a bundle of the family is far below, a planted file may not exhaust memory.
 _LARGEST = {MANIFEST: 4 << 20, TENSORS: 1 << 30, WEIGHTS_CSV: 2 << 30, BIAS_CSV: 64 << 20, CARD: 1 << 20}
+# As text a weight takes three times its bytes: large networks go without.
+_MOST_WEIGHTS_AS_TEXT = 1_000_000
 
 
 class _Record(BaseModel):
@@ -208,14 +210,16 @@ class Bundle:
                 parts["magnitude"] = self.network.magnitudes[index]
             tensors |= {f"layers.{index}.{part}": _float32(part, index, values) for part, values in parts.items()}
         (staging / TENSORS).write_bytes(safetensors.numpy.save(tensors))
-        for name, part in ((WEIGHTS_CSV, "weight"), (BIAS_CSV, "bias")):
+        small = sum(values.size for values in tensors.values()) <= _MOST_WEIGHTS_AS_TEXT
+        texts = {WEIGHTS_CSV: "weight", BIAS_CSV: "bias"} if small else {}
+        for name, part in texts.items():
             with (staging / name).open("w", encoding="ascii", newline="\n") as file:
                 for index in range(len(self.network.linears)):
                     # Nine significant digits bring every float32 back exactly.
                     file.write(",".join(f"{v:.9g}" for v in tensors[f"layers.{index}.{part}"].ravel()) + "\n")
         if self.card:
             (staging / CARD).write_text(self.card, encoding="utf-8", newline="\n")
-        names = (TENSORS, WEIGHTS_CSV, BIAS_CSV, *([CARD] if self.card else []))
+        names = (TENSORS, *texts, *([CARD] if self.card else []))
         digests = {name: _sha256(staging / name) for name in names}
         manifest = self.manifest.model_copy(update={"digests": digests}).sealed()
         (staging / MANIFEST).write_text(manifest.text(), encoding="utf-8")
@@ -235,8 +239,10 @@ class Bundle:
         if extra:
             raise BundleError(f"{directory} holds files that no bundle has ({', '.join(extra[:3])}); remove them")
         manifest = _read_manifest(_checked(directory / MANIFEST))
-        has_card = CARD in manifest.digests or (directory / CARD).exists()
-        for name in (TENSORS, WEIGHTS_CSV, BIAS_CSV, *([CARD] if has_card else [])):
+        optional = [
+            name for name in (WEIGHTS_CSV, BIAS_CSV, CARD) if name in manifest.digests or (directory / name).exists()
+        ]
+        for name in (TENSORS, *optional):
             expected, got = manifest.digests.get(name, "none"), _sha256(_checked(directory / name))
             if got != expected:
                 raise BundleError(
@@ -255,7 +261,7 @@ class Bundle:
             raise BundleError(
                 f"{directory}: manifest and tensors disagree ({error}); export the model again"
             ) from error
-        return cls(manifest, network, _read_card(directory / CARD) if has_card else "")
+        return cls(manifest, network, _read_card(directory / CARD) if CARD in optional else "")
 
 
 def _float32(part: str, index: int, values: Array) -> npt.NDArray[np.float32]:

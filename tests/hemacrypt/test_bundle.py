@@ -525,6 +525,24 @@ def test_csv_brings_back_any_float32(tmp_path_factory: pytest.TempPathFactory, v
     shutil.rmtree(directory.parent)
 
 
+def test_large_networks_go_without_text_and_a_planted_one_is_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    wide = Dense(rng.normal(size=(1000, 1020)), np.zeros(1000))
+    linears = (Dense(rng.normal(size=(1020, 48)), np.zeros(1020)), wide)
+    large = Bundle.create(
+        CollapsedNetwork((3, 4, 4), linears),
+        name="any",
+        labels=tuple(map(str, range(1000))),
+        preprocessing=PREPROCESSING,
+    )
+    written = large.write(tmp_path / "bundle")
+    assert sorted(entry.name for entry in (tmp_path / "bundle").iterdir()) == sorted([MANIFEST, TENSORS])
+    np.testing.assert_array_equal(written.network.linears[1].weight, wide.weight.astype(np.float32))
+    (tmp_path / "bundle" / WEIGHTS_CSV).write_text("1\n")
+    with pytest.raises(BundleError, match=f"{WEIGHTS_CSV} was changed"):
+        Bundle.read(tmp_path / "bundle")
+
+
 # ---------------------------------------------------------------------------------------------- model cards
 
 TEXT = "# tiny\n\nFür niemanden.\n"
