@@ -23,6 +23,10 @@ Labels = npt.NDArray[Any]
 
 # A model that is never wrong on the cells at hand wants no temperature at all, one worse than chance an infinite one.
 SMALLEST, LARGEST = 1 / 64, 64.0
+# A polynomial network's logits grow without bound on an image that is unlike all others. One such cell that is wrong
+# would flatten the probabilities of thousands, and under encryption the guard refuses it: differences count up to this
+# many times their 99.5th percentile.
+_FARTHEST = 4.0
 
 
 class Calibration(BaseModel):
@@ -76,11 +80,15 @@ def fit_temperature(logits: Floats, labels: Labels, weights: Floats | None = Non
     -----
     The likelihood is convex in 1/T, so its slope, the weighted mean of expected minus true logit, changes its sign
     once. Halving an interval of log T until it is down to rounding finds the place whatever the scale of the logits.
+
+    Differences beyond four times the 99.5th percentile of their absolute values are taken for that.
     """
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
     _check(logits, labels, weights)
     # Only differences of logits matter; relative to the true one, none is lost beside a large constant.
     relative = logits - np.take_along_axis(logits, np.asarray(labels, dtype=np.intp)[:, None], axis=1)
+    limit = _FARTHEST * np.quantile(np.abs(relative).max(axis=1), 0.995, method="higher")
+    relative = np.clip(relative, -limit, limit)
     low, high = math.log(SMALLEST), math.log(LARGEST)
     for _ in range(60):
         middle = (low + high) / 2

@@ -43,6 +43,16 @@ def test_constants_and_huge_logits_do_no_harm() -> None:
     assert fit_temperature(logits * 1e5, labels) == pytest.approx(LARGEST)
 
 
+def test_one_answer_far_beyond_all_others_does_not_decide() -> None:
+    logits, labels = overconfident(2.0, 1000)
+    usual = fit_temperature(logits, labels)
+    labels[0] = 1
+    logits[0] = [2000.0, -2000.0]
+    assert fit_temperature(logits, labels) == pytest.approx(usual, rel=0.2)
+    # Shown apart, it counts.
+    assert fit_temperature(logits[:2], labels[:2]) == pytest.approx(LARGEST)
+
+
 def test_models_that_are_always_or_never_right_get_the_temperature_at_the_end_of_the_range() -> None:
     logits = np.array([[0.0, 2.0], [3.0, 0.0]])
     assert fit_temperature(logits, np.array([1, 0])) == pytest.approx(SMALLEST)
