@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -189,7 +190,8 @@ def _markdown(
     for name, one in named.items():
         lines += ["[[models]]", f'name = "{name}"', 'family = "square"']
         lines += [f'architecture = "{one.model["architecture"]}"', f"size = {one.model['size']}"]
-        lines += [f"options = {{ {', '.join(f'{key} = {value}' for key, value in one.model['options'].items())} }}", ""]
+        options = ", ".join(f"{key} = {json.dumps(value)}" for key, value in one.model["options"].items())
+        lines += [f"options = {{ {options} }}", ""]
     return [*lines[:-1], "```"]
 
 
@@ -197,14 +199,14 @@ def _draw(tried: Sequence[Tried], along: Sequence[Tried], named: Mapping[str, Tr
     figure = blank_figure(7.5, 5)
     axes = figure.subplots()
     for architecture, colour in (("symmetric", "#c1443c"), ("squares", "#3b6ea5")):
-        for squares, marker in ((2, "o"), (3, "^")):
+        for squares, marker in ((2, "o"), (3, "^"), (4, "s")):
             points = [
                 one.point
                 for one in tried
                 if one.point and (one.model.get("architecture"), one.squares) == (architecture, squares)
             ]
             if points:
-                label = f"{architecture}, {'two' if squares == 2 else 'three'} squares"
+                label = f"{architecture}, {squares} squares"
                 axes.scatter([ms for _, ms in points], [auroc for auroc, _ in points], s=22, alpha=0.6,
                              color=colour, marker=marker, label=label)  # fmt: skip
     axes.step([one.ms for one in along], [one.auroc for one in along], where="post", color="#444444", label="front")

@@ -45,7 +45,11 @@ def config(**more: Any) -> SearchConfig:
 
 
 def one(number: int, auroc: float | None, ms: float | None, status: Any = "trained") -> Tried:
-    model = {"architecture": "symmetric", "size": 32, "options": {"hidden": 8 * number}}
+    model = {
+        "architecture": "symmetric",
+        "size": 32,
+        "options": {"hidden": 8 * number, "activation": "quadratic", "whitened": True},
+    }
     return Tried(number, status, "" if auroc else "too dear", model, auroc, ms, ms, 8192, 1.0, 1e-4, 2)
 
 
