@@ -114,11 +114,26 @@ def test_words_of_the_manifest_break_no_table(full: Bundle) -> None:
     assert r"| a\|b c | 1 | 1 | 0 |" in model_card(changed)
 
 
-def test_older_bundles_have_a_card_with_the_intervals_that_they_have() -> None:
+def test_the_shipped_card_has_the_figures_of_every_protocol() -> None:
     bundle = Bundle.read(bundle_path())
-    card = model_card(bundle.manifest)
-    part = bundle.manifest.metrics["validation"]
+    assert bundle.card
+    for protocol in ("grouped", "image", "heldout"):
+        part = bundle.manifest.metrics[protocol]
+        assert f"{part['auroc']:.3f} (" in bundle.card
+        assert part["protocol"] in bundle.card
+
+
+def test_older_bundles_have_a_card_with_the_intervals_that_they_have() -> None:
+    manifest = Bundle.read(bundle_path()).manifest
+    # As bundles before 0.2 kept them: one interval for accuracy and one for AUROC, and no others.
+    part = dict(manifest.metrics["heldout"])
+    part |= {f"{name}_interval": part["intervals"][name] for name in ("accuracy", "auroc")}
+    del part["intervals"]
+    card = model_card(manifest.model_copy(update={"metrics": {"validation": part}}))
+    low, high = part["auroc_interval"]
     assert f"{part['auroc']:.3f} (" in card
+    assert f"{low:.3f}" in card
+    assert f"{high:.3f}" in card
     assert part["protocol"] in card
 
 
