@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from hemacrypt.bfv_plan import BfvLinear, BfvPlan
 from hemacrypt.bundle import Bundle
-from hemacrypt.embedded import bundle_path
+from hemacrypt.embedded import bundle_path, sample
 from hemacrypt.engines.bfv_clear import ClearBfvEngine, combine
 from hemacrypt.errors import PlanError
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense, Linear
+from hemacrypt.network import Array, CollapsedNetwork, Convolution, Dense, Linear
 from hemacrypt.planner import plan_model
 from hemacrypt.planner.bfv import plan_bfv, plan_bfv_bundle, quantised_for
 from hemacrypt.planner.bfv_noise import BfvNoiseModel
@@ -37,8 +37,11 @@ def random_network(seed: int, squares: int, shape: tuple[int, int, int], decades
     return network.calibrated(rng.random((20, *shape)))
 
 
-def assert_exact(network: CollapsedNetwork, plan: BfvPlan, seed: int = 0, brightness: float = 1.0) -> None:
-    images = brightness * np.random.default_rng(seed).random((plan.public.images, *network.input_shape))
+def assert_exact(network: CollapsedNetwork, plan: BfvPlan, seed: int = 0) -> None:
+    assert_exact_on(network, plan, np.random.default_rng(seed).random((plan.public.images, *network.input_shape)))
+
+
+def assert_exact_on(network: CollapsedNetwork, plan: BfvPlan, images: Array) -> None:
     integers = quantised_for(network, plan).integers(images)
     found = ClearBfvEngine(plan).predict_integers(images)
     assert found.tolist() == integers.astype(object).tolist()
@@ -47,6 +50,12 @@ def assert_exact(network: CollapsedNetwork, plan: BfvPlan, seed: int = 0, bright
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
     return Bundle.read(bundle_path())
+
+
+@pytest.fixture(scope="module")
+def cell(bundle: Bundle) -> Array:
+    """One sample cell, shape (1, 3, size, size)."""
+    return bundle.manifest.preprocessing(sample()[0].path)[None]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +77,9 @@ def test_the_embedded_network_is_planned_on_the_ring_of_ckks_and_is_exact(bundle
     assert_exact(bundle.network, embedded)
 
 
-def test_measured_magnitudes_need_fewer_moduli_and_only_levels_of_ckks(bundle: Bundle, embedded: BfvPlan) -> None:
+def test_measured_magnitudes_need_fewer_moduli_and_only_levels_of_ckks(
+    bundle: Bundle, embedded: BfvPlan, cell: Array
+) -> None:
     plan = plan_bfv_bundle(bundle, magnitudes="measured")
     assert len(plan.public.plain_moduli) < len(embedded.public.plain_moduli)
     assert not plan.public.proven
@@ -76,7 +87,8 @@ def test_measured_magnitudes_need_fewer_moduli_and_only_levels_of_ckks(bundle: B
     assert plan.public.output_level == 0
     assert plan.step_measured is not None
     assert plan.public.largest_logit == 16 * plan.step_measured[-1]
-    assert_exact(bundle.network, plan, brightness=0.4)
+    # Measured magnitudes hold for images like those trained on: noise exceeds them.
+    assert_exact_on(bundle.network, plan, cell)
 
 
 def test_two_images_lie_in_the_two_rows(bundle: Bundle) -> None:
@@ -88,13 +100,13 @@ def test_two_images_lie_in_the_two_rows(bundle: Bundle) -> None:
     assert_exact(bundle.network, plan)
 
 
-def test_the_papers_parameters_are_checked_and_serve(bundle: Bundle) -> None:
+def test_the_papers_parameters_are_checked_and_serve(bundle: Bundle, cell: Array) -> None:
     plan = plan_bfv_bundle(bundle, degree=16384, plain_moduli=PAPER_MODULI, magnitudes="measured")
     assert plan.public.plain_moduli == PAPER_MODULI
     assert plan.parameters.degree == 16384
     assert min(plan.noise_budgets) > 0
-    assert_exact(bundle.network, plan, brightness=0.4)
-    with pytest.raises(PlanError, match=r"need 9. bits.*hold 79.*dense 4096→64.*measured magnitudes"):
+    assert_exact_on(bundle.network, plan, cell)
+    with pytest.raises(PlanError, match=r"need 10. bits.*hold 79.*dense 4096→64.*measured magnitudes"):
         plan_bfv_bundle(bundle, degree=16384, plain_moduli=PAPER_MODULI)
     with pytest.raises(PlanError, match=r"noise budget for plaintext moduli of 40 bits is used up by step . "):
         plan_bfv_bundle(bundle, degree=8192, plain_moduli=PAPER_MODULI, magnitudes="measured")

@@ -11,7 +11,7 @@ import pytest
 from client_sdk._crypto import KeyHolder
 from hemacrypt import sealformat
 from hemacrypt.bundle import Bundle
-from hemacrypt.embedded import SampleCell
+from hemacrypt.embedded import SampleCell, sample
 from hemacrypt.engines import encrypted_engine
 from hemacrypt.engines.vector.engine import VectorEngine, VectorKeys
 from hemacrypt.errors import FormatError
@@ -125,7 +125,7 @@ def test_small_networks_stay_within_their_bound(network: CollapsedNetwork) -> No
 def test_threads_share_an_engine_and_keys(
     bundle: Bundle, plan: Plan, holder: KeyHolder, engine: VectorEngine, keys: VectorKeys
 ) -> None:
-    images = np.random.default_rng(5).random((3, 3, 32, 32)) * 0.2
+    images = np.stack([bundle.manifest.preprocessing(cell.path) for cell in sample()[:3]])
     ciphertexts = [holder.encrypt(image) for image in images]
     replies: dict[int, list[bytes]] = {}
 
