@@ -105,6 +105,7 @@ def symmetric(
     hidden: int = 64,
     activation: Literal["square", "quadratic"] = "square",
     whitened: bool = False,
+    range_penalty: float = 0.0,
     dropout: float = 0.2,
     logit_penalty: float = 1e-3,
 ) -> keras.Sequential:
@@ -130,6 +131,8 @@ def symmetric(
         ``square``, or ``quadratic`` for `training.symmetry.SymmetricQuadratic`, which costs the same.
     whitened:
         Whether the first convolution can be whitened; see `training.symmetry.SymmetricConv2D.whiten`.
+    range_penalty:
+        See `training.symmetry.SymmetricNormalization`.
     dropout:
         On the means that the logits read.
     logit_penalty:
@@ -158,7 +161,7 @@ def symmetric(
     model = keras.Sequential([keras.Input((size, size, 3), name="cell")], name="symmetric")
 
     def activate(number: int) -> None:
-        model.add(SymmetricNormalization(name=f"norm{number}"))
+        model.add(SymmetricNormalization(range_penalty=range_penalty, name=f"norm{number}"))
         model.add(activations[activation](name=f"square{number}"))
 
     model.add(_orbits(first_maps, kernel, stride, padding, lifted=False, whitened=whitened, name="conv1"))

@@ -170,7 +170,7 @@ def plan_network(
     images:
         1, or 2: then real and imaginary parts carry one image each.
     key_budget:
-        Bytes that evaluation keys may take on the wire; None asks for at most `KEY_BUDGET`, or what the network needs.
+        Bytes that evaluation keys may take on the wire; None: see `choices.affordable`.
     precision:
         k asks for logits to within 2^-k, with the smallest parameters that give them.
     engine:

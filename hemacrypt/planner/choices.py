@@ -48,11 +48,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Partial:
-    """Choices for the first layers of a network, and where that leaves the values."""
+    """Choices for the first layers of a network, and where that leaves the values.
+
+    ``milliseconds`` is what the evaluation takes, ``spent`` the same with the price of the keys.
+    """
 
     choices: tuple[Choice, ...]
     layout: Layout
     grid: Grid | None
+    milliseconds: float
     spent: float
 
 
@@ -65,6 +69,7 @@ class Chosen:
     choices: tuple[Choice, ...]
     kinds: tuple[Kind, ...]
     keys: tuple[KeyGroup, ...]
+    milliseconds: float
 
 
 class Chooser:
@@ -105,14 +110,14 @@ class Chooser:
     def _cheapest(self, worth: float) -> Chosen:
         best: tuple[float, Chosen] | None = None
         for source, grid in _sources(self._network, self.parameters.slots, self._slots, self._images):
-            paths = [Partial((), source, grid, 0.0)]
+            paths = [Partial((), source, grid, 0.0, 0.0)]
             for number in range(len(self._network.linears)):
                 paths = [extended for path in paths for extended in self._extended(path, number, worth)]
                 if number < self._network.squares:
                     paths = [self._after_square(path, number) for path in paths]
                 paths = sorted(paths, key=lambda path: path.spent)[:_PATHS_KEPT]
             if paths and (best is None or paths[0].spent < best[0]):
-                best = (paths[0].spent, self._chosen(source, paths[0].choices))
+                best = (paths[0].spent, self._chosen(source, paths[0]))
         if best is None:
             raise PlanError(
                 f"no layout puts the layers of this network into ciphertexts of {self.parameters.slots} slots; "
@@ -138,7 +143,7 @@ class Chooser:
         level, degree = self._level(number), self.parameters.degree
         megabyte = costs.one_key_bytes(degree, level) / 1e6
         for form, ways in self._forms(path, number):
-            best: tuple[float, Choice] | None = None
+            best: tuple[float, float, Choice] | None = None
             for doublings in (1, 2):
                 turns = turn_groups(form.sums, form.source.mixes, doublings)
                 keys = {turn for group in turns for turn in group}
@@ -151,21 +156,27 @@ class Chooser:
                     needed = len(keys | {Turn(step) for step in split.keys})
                     priced = spent + cost + worth * needed * megabyte
                     if best is None or priced < best[0]:
-                        best = (priced, Choice(form, split, turns))
+                        best = (priced, spent + cost, Choice(form, split, turns))
             if best is not None:
-                priced, choice = best
+                priced, taken, choice = best
                 moved = form.shifted(choice.split.shift)
                 choices = (*path.choices, replace(choice, form=moved))
-                yield Partial(choices, moved.target, moved.grid, path.spent + priced)
+                yield Partial(choices, moved.target, moved.grid, path.milliseconds + taken, path.spent + priced)
 
     def _after_square(self, path: Partial, number: int) -> Partial:
         kind = kind_of_square(self._slots, path.layout)
         level = self._level(number) - 1
         step = SquareStep(level, path.layout.ciphertexts, kind, 1.0, 1.0)
         cost = costs.VECTOR.milliseconds(costs.count(step), self.parameters.degree)
-        return replace(path, layout=squared_layout(kind, path.layout), spent=path.spent + cost)
+        return replace(
+            path,
+            layout=squared_layout(kind, path.layout),
+            milliseconds=path.milliseconds + cost,
+            spent=path.spent + cost,
+        )
 
-    def _chosen(self, source: Layout, choices: tuple[Choice, ...]) -> Chosen:
+    def _chosen(self, source: Layout, path: Partial) -> Chosen:
+        choices = path.choices
         kinds = tuple(kind_of_square(self._slots, choice.form.target) for choice in choices[:-1])
         turns: list[tuple[int, bool, set[Turn]]] = []
         for number, choice in enumerate(choices):
@@ -179,24 +190,28 @@ class Chooser:
             for level, squared, needed in turns
             if squared or needed
         ]
-        return Chosen(self.parameters, source, choices, kinds, tuple(groups))
+        return Chosen(self.parameters, source, choices, kinds, tuple(groups), path.milliseconds)
 
 
 def affordable(chooser: Chooser, key_budget: int | None, usual: int = KEY_BUDGET) -> Chosen:
-    """Return the fastest combination whose keys keep within a budget; see `plan_network`."""
-    budget = usual if key_budget is None else key_budget
-    for worth in WORTH_A_MEGABYTE:
-        chosen = chooser.choose(worth)
-        needed = costs.key_bytes(chosen.parameters, chosen.keys)
-        if needed <= budget:
-            break
-    if needed > budget and key_budget is not None:
+    """Return the fastest combination whose keys keep within a budget; see `plan_network`.
+
+    Without a budget ``usual`` is one that bends: keys may be larger by a factor if the evaluation is faster by as much.
+    """
+    every = [chooser.choose(worth) for worth in WORTH_A_MEGABYTE]
+    if key_budget is None:
+        return min(every, key=lambda chosen: chosen.milliseconds * max(_key_bytes(chosen) / usual, 1))
+    fitting = next((chosen for chosen in every if _key_bytes(chosen) <= key_budget), None)
+    if fitting is None:
         raise PlanError(
-            f"the evaluation keys would take {needed / 1e6:.1f} MB, the budget is {budget / 1e6:.1f} MB; "
-            "raise the budget or use a smaller network"
+            f"the evaluation keys would take {_key_bytes(every[-1]) / 1e6:.1f} MB, the budget is "
+            f"{key_budget / 1e6:.1f} MB; raise the budget or use a smaller network"
         )
-    # Keys that are large at any price need not be the smallest at any price: that can take a hundred times as long.
-    return chooser.choose(WORTH_A_MEGABYTE[-2]) if needed > budget else chosen
+    return fitting
+
+
+def _key_bytes(chosen: Chosen) -> float:
+    return costs.key_bytes(chosen.parameters, chosen.keys)
 
 
 def kind_of_square(slots: Slots, layout: Layout) -> Kind:

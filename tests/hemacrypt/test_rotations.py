@@ -15,7 +15,7 @@ from client_sdk._crypto import KeyHolder
 from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import bundle_path
 from hemacrypt.errors import PlanError
-from hemacrypt.network import Convolution, Dense, Linear
+from hemacrypt.network import CollapsedNetwork, Convolution, Dense, Linear
 from hemacrypt.plan import Layout, LinearStep, Plan, Turn, united
 from hemacrypt.planner import KEY_BUDGET, costs, noise, plan_model, plan_network
 from hemacrypt.planner.diagonals import Grid, MatrixForm, forms, image_grid
@@ -207,6 +207,23 @@ def test_deep_networks_are_planned_without_a_budget_although_their_keys_are_larg
     with pytest.raises(PlanError, match="raise the budget"):
         plan_network(network, key_budget=KEY_BUDGET)
     assert plan_model(network)[0].public.images == 1
+
+
+def test_the_usual_budget_bends_where_keeping_it_would_cost_ten_times_the_time() -> None:
+    rng = np.random.default_rng(8)
+    first = Convolution(rng.normal(size=(8, 3, 4, 4)) / 7, np.zeros(8), (3, 32, 32), 2, ((1, 1), (1, 1)))
+    second = Convolution(rng.normal(size=(16, 8, 3, 3)) / 8, np.zeros(16), (8, 16, 16), 1, ((1, 1), (1, 1)))
+    layers = (
+        first,
+        second,
+        Dense(rng.normal(size=(32, 4096)) / 64, np.zeros(32)),
+        Dense(np.ones((2, 32)), np.zeros(2)),
+    )
+    network = CollapsedNetwork((3, 32, 32), layers).calibrated(rng.random((20, 3, 32, 32)))
+    bent, kept = (plan_network(network, margins={"0.01": 0.05}, key_budget=budget) for budget in (None, KEY_BUDGET))
+    assert needed(kept) <= KEY_BUDGET < needed(bent) <= 1.5 * KEY_BUDGET
+    taken = [costs.plan_ms(plan.parameters, plan.steps) for plan in (bent, kept)]
+    assert taken[1] > 3 * taken[0]
 
 
 @pytest.mark.parametrize("budget", [None, 25_000_000, 12_000_000])

@@ -135,6 +135,36 @@ def test_training_moves_the_moments_of_both_kinds_of_batches_alike() -> None:
     np.testing.assert_allclose(np.asarray(one.variance), np.asarray(other.variance), atol=1e-6)
 
 
+def test_only_values_beyond_four_deviations_are_penalised_and_only_while_training() -> None:
+    values = np.random.default_rng(3).uniform(-1, 1, (64, ORDER)).astype(np.float32)
+    layer = SymmetricNormalization(range_penalty=2.0)
+    layer(values, training=True)
+    assert [float(loss) for loss in layer.losses] == [0.0]
+    values[0, 0] = 20
+    layer(values)
+    assert layer.losses == []
+    layer(values, training=True)
+    beyond = (20 - values.mean()) / np.sqrt(values.var() + layer.epsilon) - 4
+    assert float(layer.losses[0]) == pytest.approx(2 * beyond**2 / values.size, rel=1e-3)
+    free = SymmetricNormalization()
+    free(values, training=True)
+    assert free.losses == []
+
+
+def test_the_penalty_keeps_logits_of_unlike_images_smaller() -> None:
+    images = np.random.default_rng(4).random((256, 16, 16, 3), dtype=np.float32)
+    images[:8] *= 6
+    wanted = np.eye(2, dtype=np.float32)[np.arange(256) % 2]
+    largest = {}
+    for weight in (0.0, 1.0):
+        keras.utils.set_random_seed(0)
+        model = symmetric(16, first_maps=8, hidden=8, activation="quadratic", range_penalty=weight)
+        model.compile("adam", keras.losses.CategoricalCrossentropy(from_logits=True))
+        model.fit(images, wanted, epochs=20, verbose=0)
+        largest[weight] = float(np.abs(model.predict(2 * images[:8], verbose=0)).max())
+    assert largest[1.0] < 0.7 * largest[0.0]
+
+
 def test_quadratics_begin_centred_and_close_to_the_rectifier() -> None:
     layer = SymmetricQuadratic()
     values = np.random.default_rng(0).normal(size=(50_000, ORDER)).astype(np.float32)
