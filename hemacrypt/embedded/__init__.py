@@ -1,7 +1,7 @@
 """What a fresh installation can show at once: a small zoo of trained bundles and a sample of real cells.
 
-Each directory in ``zoo/`` is a bundle; its name says what was given up for what: `fast`, `balanced`, `accurate`. The
-name under which a bundle is served is that of its manifest.
+Each directory in ``zoo/`` is a bundle; its name says what was given up for what: `fast`, `balanced`, `deep`,
+`accurate`. The name under which a bundle is served is that of its manifest.
 
 The 180 cells belong to subjects that no shipped model was trained, tuned or calibrated on. ``cells/ATTRIBUTION.md``
 says where they come from, ``cells/LICENCE.md`` under which terms they may be passed on.
@@ -17,7 +17,7 @@ from hemacrypt.errors import BundleError
 
 _HERE = Path(__file__).resolve().parent
 # The order in which they are told; whatever else lies there follows by name.
-_ORDER = ("fast", "balanced", "accurate")
+_ORDER = ("fast", "balanced", "deep", "accurate")
 DEFAULT = "balanced"
 
 

@@ -13,7 +13,7 @@ from hemacrypt.errors import BundleError
 
 def test_every_bundle_of_the_zoo_can_be_read_and_balanced_is_among_them() -> None:
     assert "balanced" in zoo()
-    assert set(zoo()) <= {"fast", "balanced", "accurate"}
+    assert set(zoo()) <= {"fast", "balanced", "deep", "accurate"}
     for name in zoo():
         assert Bundle.read(bundle_path(name)).network.squares >= 1
     assert bundle_path() == bundle_path("balanced")
