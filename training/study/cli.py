@@ -40,6 +40,10 @@ def run(
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="MODEL", help="This model and what it needs; repeatable.")
     ] = None,
+    division: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="This division, such as grouped-2, for a process of its own; repeatable."),
+    ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Redo finished runs, and replace runs of another kind.")
     ] = False,
@@ -60,7 +64,7 @@ def run(
     from training.study.report import write_report
     from training.study.runner import Study, run_study
 
-    whole = Study(config, data_folder(data), final, only or (), console)
+    whole = Study(config, data_folder(data), final, only or (), console, division or ())
     skipped = [model.name for model in whole.models if "heldout" in config.protocols_of(model)]
     if skipped and not final:
         console.print(f"held-out subjects: not read, and {len(skipped)} models not run on them; that is for --final")

@@ -92,11 +92,16 @@ class Study:
         Whether held-out cells may be read. If not, they are dropped as soon as a file is open.
     only:
         Names of models: these and what they need. Empty: all.
+    divisions:
+        Names of divisions, such as ``grouped-2``. Empty: all. Nothing is shared between divisions, so several processes
+        can each do a part of one study in one folder.
 
     Raises
     ------
     DataError
         If the data cannot be read, or is not the same cells in all sizes.
+    RunError
+        If the study has no division of a name.
     """
 
     def __init__(
@@ -106,6 +111,7 @@ class Study:
         final: bool = False,
         only: Sequence[str] = (),
         console: Console | None = None,
+        divisions: Sequence[str] = (),
     ) -> None:
         self.config, self.final, self.only = config, final, tuple(only)
         self.models = config.ordered(only)
@@ -113,6 +119,11 @@ class Study:
         self.cells = read_cells(data, {model.size for model in self.models}, final, show)
         self._divisions: dict[str, tuple[Division, ...]] = {}
         self._digests: dict[tuple[str, str, int], str] = {}
+        self._chosen = frozenset(divisions)
+        if self._chosen:
+            there = sorted({division.name for model in self.models for division in self.divisions(model)})
+            if unknown := sorted(self._chosen.difference(there)):
+                raise RunError(f"the study has no divisions {unknown}; it has {there}")
 
     @property
     def _some_cells(self) -> CellImages:
@@ -125,6 +136,7 @@ class Study:
             Job(model, division, seed)
             for model in self.models
             for division in self.divisions(model)
+            if not self._chosen or division.name in self._chosen
             for seed in model.seeds
         )
 

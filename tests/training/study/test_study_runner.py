@@ -99,6 +99,18 @@ def test_final_adds_the_held_out_cells_and_nothing_else(out: Path, data: Path) -
     assert not any(name.startswith("test_") for name in found.history())  # no curve on them
 
 
+def test_a_process_can_do_its_part_of_the_divisions(data: Path, tmp_path: Path) -> None:
+    study = config(PLAIN, SQUARE, protocols=["image", "grouped"])
+    run_study(Study(study, data, divisions=["grouped-1"]), tmp_path)
+    assert {path.parent.parent.name for path in tmp_path.glob(f"runs/*/*/*/{RESULT}")} == {"grouped-1"}
+    both = Study(study, data, divisions=["grouped-1", "image-0"])
+    statuses = {outcome.job.words: outcome.status for outcome in run_study(both, tmp_path)}
+    assert len(statuses) == 8  # two models and two baselines
+    assert all((status == "finished") == ("image-0" in words) for words, status in statuses.items())
+    with pytest.raises(RunError, match=r"no divisions \['heldout-0'\]; it has \['grouped-0', 'grouped-1', 'image-0'\]"):
+        Study(study, data, divisions=["image-0", "heldout-0"])
+
+
 def test_the_students_soft_targets_are_the_teachers_mean(data: Path, tmp_path: Path, out: Path) -> None:
     study = Study(config({**PLAIN, "seeds": [0, 1]}, SQUARE, protocols=["image"]), data, only=["square"])
     student = next(job for job in study.jobs if job.model.name == "square")
