@@ -154,6 +154,14 @@ class SymmetricConv2D(layers.Layer):  # type: ignore[misc]  # Keras has no types
         every = ops.reshape(ops.take(weight, self._sources, axis=1), (outputs, side, side, -1))
         return ops.transpose(every, (1, 2, 3, 0))
 
+    def exact_kernel(self) -> npt.NDArray[np.float64]:
+        """Return `full_kernel`, multiplied out in float64: whitening cancels much of what it multiplies."""
+        weight = np.asarray(self.weight, dtype=np.float64)
+        if self.whitened:
+            weight = weight @ np.asarray(self.whitening, dtype=np.float64)
+        every = weight[:, self._sources].reshape(ORDER * self.orbits, self.kernel, self.kernel, -1)
+        return every.transpose(1, 2, 3, 0)
+
     def whiten(self, images: Floats, damping: float = 0.01) -> None:
         """Make the patches of images that a first layer reads look uncorrelated to its kernels.
 
