@@ -96,6 +96,25 @@ def fit_temperature(logits: Floats, labels: Labels, weights: Floats | None = Non
     return math.exp((low + high) / 2)
 
 
+def usual_cells(logits: Floats) -> npt.NDArray[np.bool_]:
+    """Tell which cells a polynomial network answers as it answers others, shape (n,).
+
+    Parameters
+    ----------
+    logits:
+        Shape (n, labels).
+
+    Returns
+    -------
+    bool array, shape (n,)
+        False where logits lie more than four times as far apart as their 99.5th percentile: in most of these images
+        something is left of another cell. Magnitudes measured on them would make the guard let everything pass.
+    """
+    apart = np.ptp(logits, axis=1)
+    usual: npt.NDArray[np.bool_] = apart <= _FARTHEST * np.quantile(apart, 0.995, method="higher")
+    return usual
+
+
 def cross_fitted(logits: Floats, labels: Labels, folds: npt.NDArray[Any], weights: Floats | None = None) -> Floats:
     """Return a temperature for each cell that was fitted on all other folds.
 

@@ -16,12 +16,12 @@ from hemacrypt.bundle import Bundle
 from hemacrypt.margins import calibrated_on
 from hemacrypt.network import Array, CollapsedNetwork, Dense, Linear
 from hemacrypt.preprocess import Pixels, Preprocessing
-from training.calibration import scaled
+from training.calibration import scaled, usual_cells
 from training.card import model_card
 from training.collapse import collapse, largest_difference
 from training.datasets import LABELS
 from training.errors import CollapseError
-from training.fit import network_input
+from training.fit import logits, network_input
 
 # The bundle computes what the Keras model computes, up to this; `largest_difference` says relative to what.
 TOLERANCE = 1e-5
@@ -41,9 +41,10 @@ class Export:
         How the network reads cells; ``largest_mean`` is filled in.
     seen:
         Cells that it was trained on, uint8, shape (n, size, size, 3): magnitudes, margins and ``largest_mean`` are
-        those of them.
+        those of them; magnitudes and margins without the few that `training.calibration.usual_cells` leaves out.
     checked:
-        Cells on which it must agree with Keras, uint8, shape (n, size, size, 3).
+        Cells on which it must agree with Keras, uint8, shape (n, size, size, 3); those left out by the same rule are
+        not compared, for the guard refuses their like.
     temperature:
         What the last layer is divided by; see `training.calibration`.
     training, data, metrics:
@@ -83,15 +84,17 @@ def export_network(model: keras.Model, export: Export, out: Path) -> tuple[Bundl
     preprocessing = export.preprocessing
     network = _as_stored(scaled(collapse(model, preprocessing.input_range), export.temperature))
     unscaled = scaled(network, 1 / export.temperature)
+    compared = export.checked[_usual(model, export.checked, preprocessing)]
     difference = max(
-        largest_difference(unscaled, model, network_input(images, preprocessing)) for images in _chunks(export.checked)
+        largest_difference(unscaled, model, network_input(images, preprocessing)) for images in _chunks(compared)
     )
     if not difference <= TOLERANCE:
         raise CollapseError(
             f"collapsed network and Keras model differ by {difference:.2e} on the images compared; at most "
             f"{TOLERANCE:.0e} is accepted: train with smaller weights (more weight decay or logit penalty)"
         )
-    calibrated, margins = calibrated_on(network, map(preprocessing.normalise, _chunks(export.seen)))
+    usual = _usual(model, export.seen, preprocessing)
+    calibrated, margins = calibrated_on(network, map(preprocessing.normalise, _chunks(export.seen[usual])))
     bundle = Bundle.create(
         calibrated,
         name=export.name,
@@ -100,7 +103,7 @@ def export_network(model: keras.Model, export: Export, out: Path) -> tuple[Bundl
         preprocessing=preprocessing.model_copy(update={"largest_mean": _largest_mean(export.seen)}),
         training={**export.training, "collapse_difference": difference},
         data=export.data,
-        metrics={**export.metrics, "margins": margins},
+        metrics={**export.metrics, "margins": margins, "left_out": int((~usual).sum())},
     )
     return bundle.with_card(model_card(bundle.manifest)).write(out), difference
 
@@ -108,6 +111,11 @@ def export_network(model: keras.Model, export: Export, out: Path) -> tuple[Bundl
 def part_record(labels: npt.NDArray[np.uint8], groups: npt.NDArray[np.str_]) -> dict[str, Any]:
     """Return what a manifest says of one part of the data: numbers of cells, and the groups they are of."""
     return {"images": len(labels), "leukaemic": int(labels.sum()), "groups": sorted(set(groups.tolist()))}
+
+
+def _usual(model: keras.Model, images: Pixels, preprocessing: Preprocessing) -> npt.NDArray[np.bool_]:
+    found = [logits(model, network_input(chunk, preprocessing)) for chunk in _chunks(images)]
+    return usual_cells(np.concatenate(found))
 
 
 def _chunks(images: Pixels) -> Iterator[Pixels]:

@@ -85,7 +85,8 @@ def test_the_bundle_carries_settings_provenance_and_figures(bundle: Path, run: P
     assert manifest.training["collapse_difference"] <= TOLERANCE
     assert manifest.data["protocol_in_words"] == PROTOCOL_WORDS["image"]
     parts = json.loads((run / "metrics.json").read_text())["parts"]
-    assert {name: values for name, values in manifest.metrics.items() if name != "margins"} == parts
+    assert {name: values for name, values in manifest.metrics.items() if name in parts} == parts
+    assert set(manifest.metrics) == {*parts, "margins", "left_out"}
     assert 0 < manifest.metrics["margins"]["0.01"] <= manifest.metrics["margins"]["0.5"]
 
 
