@@ -126,11 +126,11 @@ def export(
 
 def tell_export(out: Path, bundle: Bundle, difference: float, images: str, console: Console) -> None:
     """Print what was exported, and how well it agrees with Keras on which images."""
-    from training.export import TOLERANCE
+    from training.export import ROUNDING
 
     for index, (layer, peaks) in enumerate(zip(bundle.network.linears, bundle.network.peaks, strict=True)):
         console.print(f"layer {index}: {layer.describe()}, largest value on training cells {np.max(peaks):.3g}")
-    console.print(f"largest relative difference from Keras on {images}: {difference:.1e} (at most {TOLERANCE})")
+    console.print(f"largest relative difference from Keras on {images}: {difference:.1e} (at most {ROUNDING})")
     console.print(f"{out}: bundle {bundle.manifest.name}, digest {bundle.digest[:16]}…")
 
 

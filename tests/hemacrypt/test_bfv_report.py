@@ -50,11 +50,12 @@ def test_bits_count_the_sign() -> None:
 
 
 def test_the_command_takes_what_the_planner_takes() -> None:
-    asked = ["--degree", "16384", "--plain-moduli", "957181001729,957181034497", "--magnitudes", "measured"]
+    moduli = [957181001729, 957181034497, 957181526017]
+    asked = ["--degree", "16384", "--plain-moduli", ",".join(map(str, moduli)), "--magnitudes", "measured"]
     done = CliRunner().invoke(COMMAND, ["--scheme", "bfv", "--json", *asked])
     assert done.exit_code == 0
     told = json.loads(done.stdout)
-    assert (told["scheme"], told["degree"], told["plain_moduli"]) == ("bfv", 16384, [957181001729, 957181034497])
+    assert (told["scheme"], told["degree"], told["plain_moduli"]) == ("bfv", 16384, moduli)
 
 
 def test_a_batch_is_explained_too() -> None:

@@ -13,7 +13,6 @@ from hemacrypt.bundle import Bundle
 from hemacrypt.preprocess import Pixels, read_pixels
 from training.datasets import LABELS, embedded_part, heldout_subjects
 from training.evaluate import figures
-from training.export import TOLERANCE
 
 
 @pytest.fixture(scope="module", params=embedded.zoo())
@@ -70,7 +69,7 @@ def test_the_bundle_is_of_the_family_and_calibrated(bundle: Bundle) -> None:
     assert bundle.network.magnitudes is not None
     assert bundle.network.magnitudes[-1].max() < 20
     assert bundle.manifest.metrics["left_out"] <= 3
-    assert bundle.manifest.training["collapse_difference"] <= TOLERANCE
+    assert bundle.manifest.training["collapse_difference"] <= 1e-5
 
 
 def test_no_subject_of_the_sample_was_trained_or_validated_on(bundle: Bundle) -> None:

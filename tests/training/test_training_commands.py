@@ -25,7 +25,7 @@ from tests.large import write_large_bundle
 from training import cli
 from training.datasets import PROTOCOL_WORDS, Split, load_cells
 from training.errors import CollapseError, DataError, RunError
-from training.export import TOLERANCE
+from training.export import ROUNDING
 
 
 def call(*words: object) -> str:
@@ -82,7 +82,7 @@ def test_the_bundle_carries_settings_provenance_and_figures(bundle: Path, run: P
     assert manifest.name == "tiny"
     assert manifest.labels == ("normal", "leukaemic")
     assert manifest.training["epochs"] == 2
-    assert manifest.training["collapse_difference"] <= TOLERANCE
+    assert manifest.training["collapse_difference"] <= ROUNDING
     assert manifest.data["protocol_in_words"] == PROTOCOL_WORDS["image"]
     parts = json.loads((run / "metrics.json").read_text())["parts"]
     assert {name: values for name, values in manifest.metrics.items() if name in parts} == parts
@@ -175,7 +175,7 @@ def test_the_subject_protocol_looks_at_held_out_cells_only_when_told(
 def test_a_model_that_does_not_agree_is_not_exported(
     run: Path, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.export.TOLERANCE", 1e-12)  # float32 cannot reach this
+    monkeypatch.setattr("training.export.ROUNDING", 1e-12)  # float32 cannot reach this
     with pytest.raises(CollapseError, match="differ by"):
         call("export", run, "--data", arrays, "--out", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from hemacrypt.bundle import Bundle
 from training.datasets import load_cells
 from training.errors import DataError, RunError
-from training.export import TOLERANCE
+from training.export import ROUNDING
 from training.release import trained_subjects
 from training.study.cli import app
 from training.study.config import StudyConfig
@@ -80,7 +80,7 @@ def test_a_bundle_gives_the_logits_of_its_run_divided_by_the_temperature(fold: B
     temperature = fold.manifest.metrics["calibration"]["temperature"]
     assert temperature != 1
     np.testing.assert_allclose(logits * temperature, found.test_logits, atol=1e-4)
-    assert fold.manifest.training["collapse_difference"] <= TOLERANCE
+    assert fold.manifest.training["collapse_difference"] <= ROUNDING
 
 
 def test_magnitudes_and_the_brightest_mean_are_those_of_the_train_part(fold: Bundle, out: Path, data: Path) -> None:
