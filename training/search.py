@@ -105,6 +105,7 @@ class Space(_Frozen):
     dropout: tuple[float, ...] = Field(default=(0.2,), min_length=1)
     activation: tuple[Literal["square", "quadratic"], ...] = Field(default=("square",), min_length=1)
     whitened: tuple[bool, ...] = Field(default=(False,), min_length=1)
+    range_penalty: tuple[float, ...] = Field(default=(0.0,), min_length=1)
 
 
 class SearchConfig(_Frozen):
@@ -416,7 +417,7 @@ def _proposed(trial: Trial, space: Space) -> dict[str, Any]:
     if not third_maps:
         idle |= {"inner_pool"}
     if not symmetric:
-        idle |= {"activation", "whitened"}
+        idle |= {"activation", "whitened", "range_penalty"}
     options = {name: choose(name) for name in Space.model_fields if name not in idle} | {"inner_maps": inner_maps}
     if third_maps:
         options["third_maps"] = third_maps
