@@ -142,9 +142,10 @@ def test_a_thousand_images_keep_their_bound_or_are_refused(
 def test_the_bound_of_real_cells_is_not_pessimistic_either(bundle: Bundle, cells: Floats) -> None:
     path = Path(plan_bundle(bundle)[0])
     wanted = bundle.network(cells)
-    outcomes = [path.ask(image, logits) for image, logits in zip(cells, wanted, strict=True)]
+    # Three times each: the largest of more errors varies less.
+    outcomes = [path.ask(image, logits) for image, logits in zip(cells, wanted, strict=True) for _ in range(3)]
     answered = [outcome for outcome in outcomes if outcome is not None]
-    assert len(answered) == len(cells)
+    assert len(answered) == 3 * len(cells)
     assert all(outcome.error <= outcome.bound for outcome in answered)
     pessimism = max(outcome.bound for outcome in answered) / max(outcome.error for outcome in answered)
     print(f"the largest bound of {len(cells)} cells is {pessimism:.1f} times their largest error")
