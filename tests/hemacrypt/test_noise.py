@@ -317,7 +317,8 @@ def test_an_affine_map_has_the_predicted_noise(name: str, request: pytest.Fixtur
 def test_the_predicted_bound_is_no_idle_promise(cell: Setup) -> None:
     """Errors of whole evaluations: below the bound, yet not so far that the bound says nothing."""
     rng = np.random.default_rng(8)
-    images = rng.random((4, 3, 32, 32))
+    # The largest error of few evaluations now and then is a tenth of the usual one.
+    images = rng.random((24, 3, 32, 32))
     errors = np.concatenate([cell.predict(image) for image in images]) - cell.network(images)
     ratio = float(np.abs(errors).max() / cell.plan.public.logit_error_bound)
     print(f"largest logit error over bound: {ratio:.4f}")
