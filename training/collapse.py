@@ -5,7 +5,7 @@ Here Keras layers are read and translated; `hemacrypt.folding` says what folds, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import prod
 from typing import Any
 
@@ -59,7 +59,7 @@ def collapse(model: keras.Sequential, input_range: tuple[float, float] = (0.0, 1
         raise CollapseError(str(error)) from error
 
 
-def largest_difference(network: CollapsedNetwork, model: Any, images: npt.NDArray[np.float32]) -> float:
+def largest_difference(network: CollapsedNetwork, model: Any, batches: Iterable[npt.NDArray[np.float32]]) -> float:
     """Return by how much network and Keras model differ at most, relative to the size of the logits.
 
     For an image with Keras logits ``k`` and collapsed logits ``c`` the difference is
@@ -68,12 +68,17 @@ def largest_difference(network: CollapsedNetwork, model: Any, images: npt.NDArra
 
     Parameters
     ----------
-    images:
-        float32, shape (n, height, width, channels), as the model reads them.
+    batches:
+        At least one of images that need not be in memory together, float32, shape (n, height, width, channels), as the
+        model reads them.
     """
-    keras_logits = np.asarray(_in_double(model).predict(images, batch_size=512, verbose=0), dtype=np.float64)
-    difference = np.abs(network(np.moveaxis(images, -1, -3)) - keras_logits).max(axis=1)
-    return float((difference / np.maximum(1.0, np.abs(keras_logits).max(axis=1))).max())
+    exact, largest = _in_double(model), []
+    for images in batches:
+        keras_logits = np.asarray(exact.predict(images, batch_size=512, verbose=0), dtype=np.float64)
+        difference = np.abs(network(np.moveaxis(images, -1, -3)) - keras_logits).max(axis=1)
+        largest.append((difference / np.maximum(1.0, np.abs(keras_logits).max(axis=1))).max())
+    # Not Python's max, which may pass over what is no number.
+    return float(np.max(largest))
 
 
 def _in_double(model: Any) -> Any:

@@ -113,9 +113,8 @@ def part_record(labels: npt.NDArray[np.uint8], groups: npt.NDArray[np.str_]) -> 
 def _differing(
     network: CollapsedNetwork, model: keras.Model, images: Pixels, preprocessing: Preprocessing, accepted: float
 ) -> float:
-    difference = max(
-        largest_difference(network, model, network_input(chunk, preprocessing)) for chunk in _chunks(images)
-    )
+    batches = (network_input(chunk, preprocessing) for chunk in _chunks(images))
+    difference = largest_difference(network, model, batches)
     if not difference <= accepted:
         raise CollapseError(
             f"collapsed network and Keras model differ by {difference:.2e} on the images compared; at most "

@@ -149,18 +149,19 @@ class SymmetricConv2D(layers.Layer):  # type: ignore[misc]  # Keras has no types
 
     def full_kernel(self) -> Any:
         """Return the kernel of the ordinary convolution that this one is: (kernel, kernel, channels, 8 * orbits)."""
-        side, outputs = self.kernel, ORDER * self.orbits
-        weight = ops.matmul(self.weight, self.whitening) if self.whitened else self.weight
-        every = ops.reshape(ops.take(weight, self._sources, axis=1), (outputs, side, side, -1))
-        return ops.transpose(every, (1, 2, 3, 0))
+        return self._orbits_of(ops.matmul(self.weight, self.whitening) if self.whitened else self.weight)
 
     def exact_kernel(self) -> npt.NDArray[np.float64]:
         """Return `full_kernel`, multiplied out in float64: whitening cancels much of what it multiplies."""
         weight = np.asarray(self.weight, dtype=np.float64)
         if self.whitened:
             weight = weight @ np.asarray(self.whitening, dtype=np.float64)
-        every = weight[:, self._sources].reshape(ORDER * self.orbits, self.kernel, self.kernel, -1)
-        return every.transpose(1, 2, 3, 0)
+        return np.asarray(self._orbits_of(weight))
+
+    def _orbits_of(self, weight: Any) -> Any:
+        """Return the kernels of all orbits, (kernel, kernel, channels, 8 * orbits), in the weight's own precision."""
+        shape = (ORDER * self.orbits, self.kernel, self.kernel, -1)
+        return ops.transpose(ops.reshape(ops.take(weight, self._sources, axis=1), shape), (1, 2, 3, 0))
 
     def whiten(self, images: Floats, damping: float = 0.01) -> None:
         """Make the patches of images that a first layer reads look uncorrelated to its kernels.

@@ -273,7 +273,7 @@ def test_networks_answer_alike_for_all_symmetries_and_collapse(options: dict[str
     logits = answers_alike(model, images)
 
     network = collapse(model)
-    assert largest_difference(network, model, images) < 1e-5
+    assert largest_difference(network, model, [images]) < 1e-5
     squares = 2 + ("inner_maps" in options) + ("third_maps" in options)
     assert network.squares == squares
     assert [type(layer) for layer in network.linears] == [Convolution] * (squares - 1) + [Dense] * 2
@@ -340,7 +340,7 @@ def test_the_network_without_symmetry_has_the_same_sizes_and_collapses() -> None
         network = collapse(model)
         twin = collapse(symmetric(16, **options))
         assert [layer.describe() for layer in network.linears] == [layer.describe() for layer in twin.linears]
-        assert largest_difference(network, model, images) < 1e-5
+        assert largest_difference(network, model, [images]) < 1e-5
     turned = np.ascontiguousarray(transformed(images, 1, (1, 2)))
     assert np.abs(model.predict(turned, verbose=0) - model.predict(images, verbose=0)).max() > 1e-6
     with pytest.raises(ValueError, match="pool is 3 on a map of 8x8"):
