@@ -31,12 +31,12 @@ import typer
 from client_sdk import Client
 from client_sdk._crypto import BatchKeyHolder
 from client_sdk.demo import running_service
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import bundle_path, sample
 from hemacrypt.engines.vector.batch import BatchEngine
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.model.preprocess import read_pixels
 from hemacrypt.planner.batch import plan_batch
-from hemacrypt.preprocess import read_pixels
 
 Images = npt.NDArray[np.float64]
 

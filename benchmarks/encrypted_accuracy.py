@@ -29,10 +29,10 @@ from rich.progress import track
 from client_sdk import Client
 from client_sdk.demo import running_service
 from hemacrypt import DISCLAIMER
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import find_bundle
 from hemacrypt.engines import DEFAULT_ENGINE
-from hemacrypt.preprocess import Preprocessing
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.preprocess import Preprocessing
 from training.datasets import Split, embedded_part, load_cells, load_split
 from training.evaluate import figures
 

@@ -34,7 +34,7 @@ from rich.console import Console
 from benchmarks import report
 from benchmarks.networks import NAMES, Case, make_case
 from benchmarks.report import Row
-from hemacrypt.network import Array
+from hemacrypt.model.network import Array
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "build" / "peers"

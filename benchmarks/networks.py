@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import bundle_path, sample
-from hemacrypt.network import Array, CollapsedNetwork, Convolution, Dense, Linear, Shape
-from hemacrypt.preprocess import read_pixels
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense, Linear, Shape
+from hemacrypt.model.preprocess import read_pixels
 
 _CALIBRATION_IMAGES = 256
 Padding = tuple[tuple[int, int], tuple[int, int]]

@@ -22,7 +22,7 @@ from client_sdk._crypto import KeyHolder
 from hemacrypt.engines import encrypted_engine
 from hemacrypt.engines.base import Engine
 from hemacrypt.errors import HemacryptError
-from hemacrypt.network import Array, CollapsedNetwork
+from hemacrypt.model.network import Array, CollapsedNetwork
 from hemacrypt.plan import Plan
 from hemacrypt.planner import KEY_BUDGET, plan_network
 

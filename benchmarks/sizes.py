@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.floor import best
 from client_sdk._crypto import KeyHolder
 from hemacrypt.engines import encrypted_engine
-from hemacrypt.network import Array, CollapsedNetwork, Convolution, Dense, Linear, Shape
+from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense, Linear, Shape
 from hemacrypt.planner import plan_network
 
 Case = tuple[CollapsedNetwork, Array]

@@ -26,9 +26,9 @@ from client_sdk._transport import open_channel, printable, refused, statuses_as_
 from hemacrypt.batch_plan import PublicBatchPlan
 from hemacrypt.bfv_plan import PublicBfvPlan
 from hemacrypt.errors import FormatError, PlanError
-from hemacrypt.network import Array
+from hemacrypt.model.network import Array
+from hemacrypt.model.preprocess import AnyPreprocessing
 from hemacrypt.plan import PublicPlan
-from hemacrypt.preprocess import AnyPreprocessing
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
 from hemacrypt.wire import (

@@ -12,14 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import tenseal.sealapi as seal
 
-from hemacrypt import sealformat, sealio
 from hemacrypt.batch_plan import PublicBatchPlan
 from hemacrypt.bfv_batch_plan import PublicBfvBatchPlan
 from hemacrypt.bfv_plan import PublicBfvPlan, combine, pack_rows, read_rows
 from hemacrypt.errors import FormatError, PlanError
-from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys
-from hemacrypt.network import Array, ComplexArray
+from hemacrypt.model.network import Array, ComplexArray
 from hemacrypt.plan import KeyGroup, Parameters, PublicPlan
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal import io as sealio
+from hemacrypt.seal.evaluation_keys import EvaluationKeys, LevelKeys
 
 # A calibration image lies at the guard's limit, and the guard has an error as well; the bound grows with its root.
 _GUARD_ROOM = 1.01

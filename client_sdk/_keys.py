@@ -17,10 +17,10 @@ from pathlib import Path
 
 from client_sdk._crypto import KeyHolder
 from client_sdk._exceptions import KeysMissingError
-from hemacrypt import sealformat
 from hemacrypt.errors import FormatError
-from hemacrypt.evaluation_keys import key_set_id
 from hemacrypt.plan import PublicPlan
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal.evaluation_keys import key_set_id
 
 _SECRET, _EVALUATION, _INFO = "secret.key", "evaluation.keys", "keys.json"
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from hemacrypt.network import Array
+from hemacrypt.model.network import Array
 
 Scheme = Literal["ckks", "bfv"]
 

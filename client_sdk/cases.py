@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from hemacrypt.embedded import sample
 from hemacrypt.errors import ImageError
-from hemacrypt.preprocess import Pixels
+from hemacrypt.model.preprocess import Pixels
 
 _SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 _CONDITION = re.compile(r"(\w+)(?:\s*(<=|>=|==|!=|<|>)\s*(-?\d+))?")
@@ -33,7 +33,7 @@ class Case:
     source:
         Where it came from.
     image:
-        A file, or pixels; what `hemacrypt.preprocess.Preprocessing` takes.
+        A file, or pixels; what `hemacrypt.model.preprocess.Preprocessing` takes.
     label:
         Number of the true label, if it is known.
     """

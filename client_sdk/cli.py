@@ -215,8 +215,8 @@ def verify(
     """
     from client_sdk import verify as verifying
     from client_sdk.cases import load
-    from hemacrypt.bundle import Bundle
     from hemacrypt.embedded import find_bundle
+    from hemacrypt.model.bundle import Bundle
 
     console = Console()
     chosen: list[Scheme] = [choice.value for choice in dict.fromkeys(scheme or SchemeChoice)]

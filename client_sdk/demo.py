@@ -28,11 +28,11 @@ from client_sdk._client import Client
 from client_sdk._exceptions import ClientError, ServiceUnavailableError
 from client_sdk._results import Prediction
 from hemacrypt import DISCLAIMER
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import SampleCell, bundle_path, sample
 from hemacrypt.engines import DEFAULT_ENGINE
-from hemacrypt.network import Array
-from hemacrypt.preprocess import Preprocessing
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import Array
+from hemacrypt.model.preprocess import Preprocessing
 
 _STAGES = ("encrypt", "upload", "compute", "decrypt")
 _START_SECONDS = 300.0

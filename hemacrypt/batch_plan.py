@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemacrypt.errors import PlanError
-from hemacrypt.network import Array
+from hemacrypt.model.network import Array
 from hemacrypt.plan import KeyGroup, Parameters, check_key_groups, digest, requirements_id
 
 Numbers = npt.NDArray[np.int64]

@@ -62,9 +62,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Explain how a model runs under encryption: parameters, levels, scales, rotations, error, sizes."""
-    from hemacrypt.bundle import Bundle
     from hemacrypt.embedded import find_bundle
     from hemacrypt.errors import PlanError
+    from hemacrypt.model.bundle import Bundle
     from hemacrypt.planner import plan_bundle_layouts
     from hemacrypt.planner.layouts import describe_comparison, show_comparison
     from hemacrypt.planner.picture import draw_plan

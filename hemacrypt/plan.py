@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemacrypt.errors import PlanError
-from hemacrypt.network import Array, ComplexArray
+from hemacrypt.model.network import Array, ComplexArray
 from hemacrypt.security import LARGEST_MODULUS_BITS, check_security
 
 PRIME_LIMIT = 1 << 30

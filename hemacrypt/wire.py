@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from hemacrypt.batch_plan import PublicBatchPlan
 from hemacrypt.bfv_plan import PublicBfvPlan
 from hemacrypt.errors import PlanError
-from hemacrypt.evaluation_keys import largest_key_set
+from hemacrypt.model.preprocess import AnyPreprocessing, ArrayPreprocessing, Preprocessing
 from hemacrypt.plan import KeyGroup, Layout, Parameters, PublicPlan
-from hemacrypt.preprocess import AnyPreprocessing, ArrayPreprocessing, Preprocessing
+from hemacrypt.seal.evaluation_keys import largest_key_set
 from hemacrypt.v1 import inference_pb2 as pb
 
 # No network of the family has more logits, and a label is a word; bounds what a stranger's plan may make us build.

@@ -6,16 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hemacrypt import sealformat
 from hemacrypt.batch_plan import BatchPlan
 from hemacrypt.batch_schedule import make_schedule, memory_bytes
 from hemacrypt.bfv_plan import BfvPlan
-from hemacrypt.bundle import Bundle
 from hemacrypt.engines import DEFAULT_ENGINE
 from hemacrypt.errors import BundleError
-from hemacrypt.evaluation_keys import largest_key_set
+from hemacrypt.model.bundle import Bundle
 from hemacrypt.plan import Plan
 from hemacrypt.planner import plan_bundle_layouts
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal.evaluation_keys import largest_key_set
 
 # What a worker takes of its address space besides a batch. Measured with the embedded model on two cores: 1.0 GB for
 # libraries, weights and the first key set; 0.36 GB for exact evaluation, from its first use on; each further key set

@@ -15,11 +15,11 @@ import grpc
 import structlog
 from google.rpc import code_pb2
 
-from hemacrypt import sealformat
 from hemacrypt.batch_plan import BatchPlan
 from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.plan import Plan
 from hemacrypt.planner.report import seeded_ciphertext_bytes
+from hemacrypt.seal import format as sealformat
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
 from hemacrypt.wire import (

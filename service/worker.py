@@ -29,7 +29,7 @@ from hemacrypt.bfv_plan import BfvLinear, BfvPlan
 from hemacrypt.engines import batch_engine, encrypted_bfv_engine, encrypted_engine
 from hemacrypt.engines.base import BaseEngine
 from hemacrypt.errors import FormatError, HemacryptError, PlanError
-from hemacrypt.evaluation_keys import EvaluationKeys, key_set_id
+from hemacrypt.seal.evaluation_keys import EvaluationKeys, key_set_id
 from service import logs
 from service.catalogue import load_models, why_no_batches
 from service.keystore import SpoolDroppedError, spooled

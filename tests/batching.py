@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from hemacrypt.bundle import Bundle
-from hemacrypt.network import Array, CollapsedNetwork, Dense
-from hemacrypt.preprocess import Pixels, Preprocessing
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import Array, CollapsedNetwork, Dense
+from hemacrypt.model.preprocess import Pixels, Preprocessing
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.wire import digest
 

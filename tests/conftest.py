@@ -9,8 +9,8 @@ import pytest
 
 from client_sdk import Client
 from client_sdk.demo import running_service
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import SampleCell, bundle_path, sample
+from hemacrypt.model.bundle import Bundle
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import sample
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense
-from hemacrypt.preprocess import Preprocessing
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.model.preprocess import Preprocessing
 
 
 def write_large_bundle(folder: Path) -> Bundle:

@@ -14,8 +14,8 @@ import typer
 from typer.testing import CliRunner
 
 from hemacrypt import __version__
-from hemacrypt.bundle import Bundle
 from hemacrypt.cli import application
+from hemacrypt.model.bundle import Bundle
 from hemacrypt.plan import PRIME_LIMIT, is_prime
 from hemacrypt.planner import plan_bundle
 from hemacrypt.security import LARGEST_MODULUS_BITS

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 
-from hemacrypt.preprocess import Pixels
+from hemacrypt.model.preprocess import Pixels
 from training.errors import DataError
 
 Floats = npt.NDArray[np.float64]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense, Linear
+from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense, Linear
 from training.errors import DataError
 from training.evaluate import calibration_error
 

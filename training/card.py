@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hemacrypt import DISCLAIMER
-from hemacrypt.bundle import Manifest
-from hemacrypt.preprocess import Preprocessing
+from hemacrypt.model.bundle import Manifest
+from hemacrypt.model.preprocess import Preprocessing
 from training.errors import RunError
 
 _METRICS = {

@@ -16,9 +16,9 @@ import typer
 from rich.console import Console
 
 from hemacrypt import DISCLAIMER
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import find_bundle
-from hemacrypt.preprocess import Preprocessing
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.preprocess import Preprocessing
 from training import datasets
 from training.errors import RunError
 from training.settings import Settings, defaults, read_json

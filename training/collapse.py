@@ -1,6 +1,6 @@
 """Fold a trained Keras model into affine maps with squares between them.
 
-Here Keras layers are read and translated; `hemacrypt.folding` says what folds, and how.
+Here Keras layers are read and translated; `hemacrypt.model.folding` says what folds, and how.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy.typing as npt
 from keras import layers
 
 from hemacrypt.errors import NetworkError
-from hemacrypt.folding import NO_PADDING, Fold, Padding, same_padding
-from hemacrypt.network import Array, CollapsedNetwork, Linear, Shape
+from hemacrypt.model.folding import NO_PADDING, Fold, Padding, same_padding
+from hemacrypt.model.network import Array, CollapsedNetwork, Linear, Shape
 from training.errors import CollapseError
 from training.models import Quadratic, Square
 from training.symmetry import ORDER, OrbitMean, SymmetricConv2D, SymmetricNormalization, SymmetricQuadratic

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemacrypt import embedded
-from hemacrypt.preprocess import Pixels, Preprocessing, read_pixels
+from hemacrypt.model.preprocess import Pixels, Preprocessing, read_pixels
 from training.errors import DataError, RunError
 
 Bools = npt.NDArray[np.bool_]

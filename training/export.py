@@ -12,10 +12,10 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.bundle import Bundle
-from hemacrypt.margins import calibrated_on
-from hemacrypt.network import Array, CollapsedNetwork, Dense, Linear
-from hemacrypt.preprocess import Pixels, Preprocessing
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.calibration import calibrated_on
+from hemacrypt.model.network import Array, CollapsedNetwork, Dense, Linear
+from hemacrypt.model.preprocess import Pixels, Preprocessing
 from training.calibration import scaled, usual_cells
 from training.card import model_card
 from training.collapse import collapse, largest_difference

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from hemacrypt.preprocess import Pixels, Preprocessing
+from hemacrypt.model.preprocess import Pixels, Preprocessing
 from training.datasets import CellImages, Rows, Split
 from training.models import cryptonet
 from training.settings import Settings

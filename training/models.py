@@ -33,7 +33,7 @@ class Square(layers.Layer):  # type: ignore[misc]  # Keras has no types
 class Quadratic(layers.Layer):  # type: ignore[misc]  # Keras has no types
     """Computes a x² + b x + c with a, b and c learned for each channel, beginning at x².
 
-    It costs what `Square` costs: it folds into the affine maps around it (`hemacrypt.folding.Fold.quadratic`).
+    It costs what `Square` costs: it folds into the affine maps around it (`hemacrypt.model.folding.Fold.quadratic`).
     """
 
     def build(self, input_shape: Any) -> None:

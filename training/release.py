@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from hemacrypt.preprocess import Preprocessing
+from hemacrypt.model.preprocess import Preprocessing
 from training.datasets import Bools, CellImages, LabelledPart, Original, Progress, file_sha256, read_originals
 from training.errors import DataError, RunError
 

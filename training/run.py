@@ -20,8 +20,8 @@ import keras
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from hemacrypt.bundle import Bundle
-from hemacrypt.preprocess import Preprocessing
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.preprocess import Preprocessing
 from training import datasets
 from training.datasets import CellImages, Part, Split
 from training.errors import DataError, RunError

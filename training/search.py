@@ -33,11 +33,11 @@ from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from hemacrypt.errors import HemacryptError
-from hemacrypt.margins import margin_quantiles
-from hemacrypt.network import CollapsedNetwork
+from hemacrypt.model.calibration import margin_quantiles
+from hemacrypt.model.network import CollapsedNetwork
+from hemacrypt.model.preprocess import Pixels
 from hemacrypt.planner.build import plan_network
 from hemacrypt.planner.costs import key_bytes, plan_ms
-from hemacrypt.preprocess import Pixels
 from training.collapse import collapse
 from training.errors import DataError, RunError
 from training.fit import weigh
@@ -373,7 +373,7 @@ def predicted(network: CollapsedNetwork, seen: Pixels, margins: dict[str, float]
     seen:
         Cells that magnitudes are measured on, uint8, shape (n, size, size, 3).
     margins:
-        Between the logits (see `hemacrypt.margins`); None: those of the network on these cells.
+        Between the logits (see `hemacrypt.model.calibration`); None: those of the network on these cells.
 
     Returns
     -------

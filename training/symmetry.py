@@ -279,7 +279,7 @@ class OrbitMean(layers.Layer):  # type: ignore[misc]  # Keras has no types
 class SymmetricQuadratic(layers.Layer):  # type: ignore[misc]  # Keras has no types
     """Computes a x² + b x + c with a, b and c learned for each orbit.
 
-    It costs what a square costs (`hemacrypt.folding.Fold.quadratic`) and trains far better, because it begins at
+    It costs what a square costs (`hemacrypt.model.folding.Fold.quadratic`) and trains far better, because it begins at
     0.5 x + 0.2 (x² - 1): close to the best second-degree approximation of a ReLU for normally distributed x, mean
     zero, and nearly linear, so that gradients reach the first layers of a deep network. (After Park et al., *AESPA:
     Accuracy preserving low-degree polynomial activation*, 2022, section 3.)

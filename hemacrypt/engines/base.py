@@ -8,8 +8,8 @@ from typing import ClassVar, Generic, TypeVar
 
 from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.errors import FormatError
-from hemacrypt.evaluation_keys import EvaluationKeys
 from hemacrypt.plan import Plan
+from hemacrypt.seal.evaluation_keys import EvaluationKeys
 
 Keys = TypeVar("Keys")
 AnyPlan = TypeVar("AnyPlan", Plan, BfvPlan)

@@ -1,7 +1,7 @@
 """The dry run of an exact plan: the same rotations, diagonals and sums, on the integers modulo each plaintext modulus.
 
 It walks what the encrypted engines walk, so a wrong layout, a bias in the wrong row or a modulus that is too small show
-here first. `hemacrypt.quantise` has the integers that must come out.
+here first. `hemacrypt.model.quantise` has the integers that must come out.
 """
 
 from __future__ import annotations

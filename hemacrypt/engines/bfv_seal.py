@@ -3,7 +3,7 @@
 SEAL's BFV rotates and switches keys among coefficients, transforming there and back each time; its CKKS does the same
 arithmetic in NTT form. So affine maps, relinearisation and modulus switches ("rescaling") run in CKKS contexts of the
 same primes, squares and biases in BFV contexts, and between them a ciphertext changes its name, nothing else
-(`hemacrypt.sealformat.relabelled`). One set of keys therefore serves all plaintext moduli.
+(`hemacrypt.seal.format.relabelled`). One set of keys therefore serves all plaintext moduli.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import ClassVar
 
 import tenseal.sealapi as seal
 
-from hemacrypt import sealformat, sealio
 from hemacrypt.bfv_plan import BfvLinear, BfvPlan, BfvSquare, Integers
 from hemacrypt.engines.base import ExactEngine
 from hemacrypt.engines.seal import SealKeys, Turner, load_keys
 from hemacrypt.errors import PlanError
-from hemacrypt.evaluation_keys import EvaluationKeys
 from hemacrypt.plan import Parameters
-from hemacrypt.sealio import Context, SealObject
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal import io as sealio
+from hemacrypt.seal.evaluation_keys import EvaluationKeys
+from hemacrypt.seal.io import Context, SealObject
 
 
 class Bridge:

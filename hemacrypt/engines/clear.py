@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from hemacrypt.engines.base import Engine
 from hemacrypt.errors import FormatError
-from hemacrypt.evaluation_keys import EvaluationKeys
-from hemacrypt.network import Array, ComplexArray
+from hemacrypt.model.network import Array, ComplexArray
 from hemacrypt.plan import JOIN_FACTOR, LinearStep, SquareStep
+from hemacrypt.seal.evaluation_keys import EvaluationKeys
 
 
 @dataclass(frozen=True)

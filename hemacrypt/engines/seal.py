@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import tenseal.sealapi as seal
 
-from hemacrypt import sealformat, sealio
 from hemacrypt.bfv_plan import BfvLinear
 from hemacrypt.engines.base import Engine
-from hemacrypt.evaluation_keys import AnyPublicPlan, EvaluationKeys, LevelKeys
-from hemacrypt.network import ComplexArray
+from hemacrypt.model.network import ComplexArray
 from hemacrypt.plan import JOIN_FACTOR, KeyGroup, LinearStep, Parameters, Plan, SquareStep, Turn
-from hemacrypt.sealio import Context, SealObject
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal import io as sealio
+from hemacrypt.seal.evaluation_keys import AnyPublicPlan, EvaluationKeys, LevelKeys
+from hemacrypt.seal.io import Context, SealObject
 
 
 class SealKeys:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hemacrypt.network import Linear, Shape
+from hemacrypt.model.network import Linear, Shape
 
 
 @dataclass(frozen=True)

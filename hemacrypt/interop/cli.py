@@ -14,15 +14,15 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
-from hemacrypt.bundle import MANIFEST, Bundle
 from hemacrypt.embedded import find_bundle, zoo
 from hemacrypt.errors import InteropError
 from hemacrypt.interop import Imported
 from hemacrypt.interop.cryptonets import PUBLIC, public_geometry, read_cryptonets, read_geometry, write_cryptonets
 from hemacrypt.interop.datasets import read_images
-from hemacrypt.margins import calibrated_on
-from hemacrypt.network import CollapsedNetwork
-from hemacrypt.preprocess import AnyPreprocessing, ArrayPreprocessing, Preprocessing
+from hemacrypt.model.bundle import MANIFEST, Bundle
+from hemacrypt.model.calibration import calibrated_on
+from hemacrypt.model.network import CollapsedNetwork
+from hemacrypt.model.preprocess import AnyPreprocessing, ArrayPreprocessing, Preprocessing
 
 # Images in work at once while magnitudes are measured: a wide network writes megabytes for each.
 _AT_ONCE = 64

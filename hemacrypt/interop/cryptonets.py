@@ -36,9 +36,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hemacrypt.errors import InteropError, NetworkError
-from hemacrypt.folding import Fold, Padding
 from hemacrypt.interop import Imported
-from hemacrypt.network import Array, CollapsedNetwork, Dense, Linear
+from hemacrypt.model.folding import Fold, Padding
+from hemacrypt.model.network import Array, CollapsedNetwork, Dense, Linear
 
 WEIGHTS_CSV, BIAS_CSV, GEOMETRY = "all_weights.csv", "all_bias.csv", "geometry.json"
 PUBLIC = {"CifarWeight.csv": "cifar", "MnistLargeWeight.csv": "mnist-large"}

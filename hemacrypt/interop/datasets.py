@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemacrypt.errors import InteropError
-from hemacrypt.network import Shape
+from hemacrypt.model.network import Shape
 
 CIFAR_SHAPE: Shape = (3, 32, 32)
 _CIFAR_RECORD, _CIFAR_100_RECORD, _CIFAR_CLASSES = 3073, 3074, 10

@@ -24,9 +24,9 @@ from onnx import numpy_helper
 from onnx.helper import get_attribute_value
 
 from hemacrypt.errors import InteropError, NetworkError
-from hemacrypt.folding import NO_PADDING, Fold, Padding, same_padding
 from hemacrypt.interop import Imported
-from hemacrypt.network import Array, Shape
+from hemacrypt.model.folding import NO_PADDING, Fold, Padding, same_padding
+from hemacrypt.model.network import Array, Shape
 
 _LARGEST_FILE = 1 << 30
 _INSTEAD = {

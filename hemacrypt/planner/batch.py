@@ -27,9 +27,9 @@ from hemacrypt.batch_plan import (
     BatchStep,
     PublicBatchPlan,
 )
-from hemacrypt.bundle import Bundle
 from hemacrypt.errors import PlanError
-from hemacrypt.network import Array, CollapsedNetwork, Convolution, Entries
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Entries
 from hemacrypt.plan import KeyGroup, Parameters
 from hemacrypt.planner import chain
 from hemacrypt.planner.noise import NoiseModel, rounded_up

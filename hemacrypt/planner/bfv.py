@@ -29,16 +29,16 @@ from hemacrypt.bfv_plan import (
     centred,
     check_plain_moduli,
 )
-from hemacrypt.bundle import Bundle
 from hemacrypt.errors import NetworkError, PlanError
-from hemacrypt.network import CollapsedNetwork
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import CollapsedNetwork
+from hemacrypt.model.quantise import PRECISION, Exact, QuantisedNetwork, at_scales, quantise
 from hemacrypt.plan import PRIME_LIMIT, KeyGroup, Layout, Parameters, Turn, is_prime, united
 from hemacrypt.planner import chain, costs, limits
 from hemacrypt.planner.bfv_noise import BfvNoiseModel, Noise
 from hemacrypt.planner.choices import Choice, Chooser, Partial, affordable
 from hemacrypt.planner.diagonals import MatrixForm, power_of_two_from
 from hemacrypt.planner.rotations import Split, arrange, splits
-from hemacrypt.quantise import PRECISION, Exact, QuantisedNetwork, at_scales, quantise
 from hemacrypt.security import LARGEST_MODULUS_BITS
 
 Magnitudes = Literal["worst", "measured"]

@@ -16,15 +16,15 @@ import numpy as np
 
 from hemacrypt.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan, BfvBatchSquare, BfvBatchStep, PublicBfvBatchPlan
 from hemacrypt.bfv_plan import BfvSquare, centred
-from hemacrypt.bundle import Bundle
 from hemacrypt.errors import PlanError
-from hemacrypt.network import CollapsedNetwork
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import CollapsedNetwork
+from hemacrypt.model.quantise import QuantisedNetwork
 from hemacrypt.plan import KeyGroup, Parameters
 from hemacrypt.planner import bfv, costs
 from hemacrypt.planner.batch import BYTE_MS
 from hemacrypt.planner.bfv_noise import BfvNoiseModel
 from hemacrypt.planner.report import full_ciphertext_bytes, seeded_ciphertext_bytes
-from hemacrypt.quantise import QuantisedNetwork
 
 # A modulus switch has to leave noise of so many bits.
 _POLICIES: Final = (0.0, 3.0, 6.0, 9.0)

@@ -9,10 +9,10 @@ from typing import Final
 
 import numpy as np
 
-from hemacrypt.bundle import Bundle
 from hemacrypt.errors import PlanError
-from hemacrypt.margins import default_precision
-from hemacrypt.network import CollapsedNetwork
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.calibration import default_precision
+from hemacrypt.model.network import CollapsedNetwork
 from hemacrypt.plan import (
     Layout,
     LinearStep,
@@ -65,7 +65,7 @@ def plan_bundle(
 ) -> tuple[Plan, ...]:
     """Plan the evaluation of a bundle's network; see `plan_model`.
 
-    Without a ``precision`` the margins that were measured on training data decide; see `hemacrypt.margins`.
+    Without a ``precision`` the margins that were measured on training data decide; see `hemacrypt.model.calibration`.
     """
     manifest = bundle.manifest
     return plan_model(
@@ -176,8 +176,9 @@ def plan_network(
     engine:
         Whose errors are predicted: `vector` takes the digits of a key switch around zero, `seal` does not.
     margins:
-        Without a ``precision``, quantiles of the margins on training data that decide (see `hemacrypt.margins`); the
-        plan is then as exact as it can be where that is not exact enough. Without either, primes are as long as can be.
+        Without a ``precision``, quantiles of the margins on training data that decide (see
+        `hemacrypt.model.calibration`); the plan is then as exact as it can be where that is not exact enough.
+        Without either, primes are as long as can be.
 
     Returns
     -------

@@ -10,7 +10,7 @@ from typing import Final, Literal
 import numpy as np
 
 from hemacrypt.errors import PlanError
-from hemacrypt.network import Array, CollapsedNetwork, ComplexArray, Convolution, Shape
+from hemacrypt.model.network import Array, CollapsedNetwork, ComplexArray, Convolution, Shape
 from hemacrypt.plan import (
     JOIN_FACTOR,
     KeyGroup,

@@ -26,7 +26,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.network import ComplexArray, Convolution, Entries, Linear, Shape
+from hemacrypt.model.network import ComplexArray, Convolution, Entries, Linear, Shape
 from hemacrypt.plan import Layout
 
 Offsets = npt.NDArray[np.int64]

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from hemacrypt.network import CollapsedNetwork, Dense
+from hemacrypt.model.network import CollapsedNetwork, Dense
 
 # A last convolution becomes a matrix to take one row more; not beyond this size.
 _LARGEST_MATRIX: Final = 1 << 22

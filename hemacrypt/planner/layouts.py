@@ -16,9 +16,9 @@ from rich.console import Console
 
 from hemacrypt.batch_plan import BatchPlan
 from hemacrypt.bfv_plan import BfvPlan
-from hemacrypt.bundle import Bundle
 from hemacrypt.errors import PlanError
-from hemacrypt.network import CollapsedNetwork
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import CollapsedNetwork
 from hemacrypt.plan import Plan, united, without_repeats
 from hemacrypt.planner.batch import BYTE_MS, plan_batch
 from hemacrypt.planner.bfv import plan_bfv

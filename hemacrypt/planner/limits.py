@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from hemacrypt.errors import PlanError
-from hemacrypt.network import Array, CollapsedNetwork, Dense, Linear
+from hemacrypt.model.network import Array, CollapsedNetwork, Dense, Linear
 from hemacrypt.plan import LinearStep, Parameters, SquareStep, Step
 from hemacrypt.planner import chain, costs
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hemacrypt.network import Array, CollapsedNetwork, Convolution, Dense, Linear
+from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense, Linear
 from hemacrypt.plan import LinearStep, Plan
 
 # A share smaller than this is lost in rounding wherever it stands.

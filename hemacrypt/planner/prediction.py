@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from hemacrypt.network import Array, CollapsedNetwork, ComplexArray
+from hemacrypt.model.network import Array, CollapsedNetwork, ComplexArray
 from hemacrypt.plan import JOIN_FACTOR, LinearStep, SquareStep, Step
 from hemacrypt.planner import noise, scales
 from hemacrypt.planner.choices import Chosen, prepared_step

@@ -9,9 +9,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hemacrypt import sealformat
 from hemacrypt.plan import LinearStep, Parameters, Plan
 from hemacrypt.planner.costs import key_bytes, one_key_bytes, plan_ms, step_ms
+from hemacrypt.seal import format as sealformat
 
 # SEAL stores a 30-bit residue in 8 bytes and compresses with zstd: measured 4.45 bytes for a residue of random bits.
 _BYTES_PER_RESIDUE = 4.45

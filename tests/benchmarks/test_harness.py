@@ -17,7 +17,7 @@ from benchmarks.engines import Absent, Entry, Schedule, Worker, ours, run_case
 from benchmarks.networks import NAMES, Case, make_case, random_case
 from benchmarks.peers.packing import evaluate_in_clear, make_packing
 from benchmarks.peers.worker import CaseFile, Skipped
-from hemacrypt.network import Convolution, Dense
+from hemacrypt.model.network import Convolution, Dense
 
 # However slow the machine is, no engine counts as slow: what a test finds may not depend on that.
 FAST = Schedule(rounds=2, timed=2, slow_ms=1e9, once_ms=1e9)

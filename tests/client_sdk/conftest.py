@@ -16,15 +16,15 @@ import pytest
 
 from client_sdk import Client
 from hemacrypt.bfv_plan import BfvPlan
-from hemacrypt.bundle import Bundle
 from hemacrypt.engines.base import BaseEngine
 from hemacrypt.engines.bfv_seal import BfvSealEngine
 from hemacrypt.engines.seal import SealEngine, SealKeys
-from hemacrypt.evaluation_keys import EvaluationKeys, key_set_id
-from hemacrypt.network import CollapsedNetwork, Dense
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import CollapsedNetwork, Dense
+from hemacrypt.model.preprocess import Pixels, Preprocessing
 from hemacrypt.plan import Plan, PublicPlan
 from hemacrypt.planner import plan_bundle
-from hemacrypt.preprocess import Pixels, Preprocessing
+from hemacrypt.seal.evaluation_keys import EvaluationKeys, key_set_id
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
 from hemacrypt.wire import bfv_plan_to_message, digest, plan_to_message, preprocessing_to_message

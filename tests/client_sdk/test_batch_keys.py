@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from client_sdk._crypto import BatchKeyHolder, KeyHolder
-from hemacrypt import sealformat
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.planner import plan_network
+from hemacrypt.seal import format as sealformat
 from tests.hemacrypt.batches import Batch, random_network
 
 

@@ -18,9 +18,9 @@ from client_sdk._exceptions import ServiceUnavailableError
 from hemacrypt.batch_plan import BatchPlan
 from hemacrypt.engines.vector.batch import BatchEngine
 from hemacrypt.errors import ImageError
-from hemacrypt.evaluation_keys import EvaluationKeys, key_set_id
 from hemacrypt.plan import KeyGroup
 from hemacrypt.planner import plan_bundle_layouts
+from hemacrypt.seal.evaluation_keys import EvaluationKeys, key_set_id
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
 from hemacrypt.wire import batch_plan_to_message, digest, plan_to_message, preprocessing_to_message

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client_sdk import Client, ClientError, ReplyError
-from hemacrypt.bundle import Bundle
 from hemacrypt.errors import HemacryptError, PlanError
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.preprocess import Pixels
 from hemacrypt.plan import PublicPlan, is_prime
 from hemacrypt.planner import plan_bundle
-from hemacrypt.preprocess import Pixels
 from hemacrypt.security import LARGEST_MODULUS_BITS
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.wire import (

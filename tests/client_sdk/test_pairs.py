@@ -15,8 +15,8 @@ from google.rpc import code_pb2
 from client_sdk import Client, ReplyError, RequestRefusedError
 from client_sdk._crypto import KeyHolder
 from hemacrypt.errors import FormatError, PlanError
-from hemacrypt.network import Array
-from hemacrypt.preprocess import Pixels
+from hemacrypt.model.network import Array
+from hemacrypt.model.preprocess import Pixels
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.wire import digest
 from tests.client_sdk.conftest import Impostor, Met, Small, serving

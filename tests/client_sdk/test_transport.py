@@ -16,7 +16,7 @@ from grpc_status import rpc_status
 
 from client_sdk import Client, ClientError, ReplyError, RequestRefusedError, ServiceUnavailableError
 from client_sdk._crypto import KeyHolder
-from hemacrypt.preprocess import Pixels
+from hemacrypt.model.preprocess import Pixels
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.wire import digest
 from tests.client_sdk.conftest import Met, Small

@@ -288,8 +288,8 @@ def test_errors_of_the_command_are_one_line(folder: Path) -> None:
 
 
 def test_the_embedded_model_and_sample_are_what_is_verified_by_default() -> None:
-    from hemacrypt.bundle import Bundle
     from hemacrypt.embedded import bundle_path
+    from hemacrypt.model.bundle import Bundle
 
     cases = load([], limit=4)
     records = verify(Bundle.read(bundle_path()), cases, ("ckks", "bfv"), "vector", 2, _console())
@@ -315,8 +315,8 @@ def test_a_bundle_of_the_zoo_is_verified_by_its_name(tmp_path: Path, monkeypatch
 
 
 def test_pairs_give_each_image_its_own_answer() -> None:
-    from hemacrypt.bundle import Bundle
     from hemacrypt.embedded import bundle_path
+    from hemacrypt.model.bundle import Bundle
 
     bundle, cases = Bundle.read(bundle_path()), load([], limit=3)
     kept: dict[Scheme, Sequence[Outcome | None]] = {}

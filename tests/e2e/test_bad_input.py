@@ -19,14 +19,15 @@ from grpc_status import rpc_status
 
 from client_sdk import Client, RequestRefusedError
 from client_sdk._crypto import KeyHolder
-from hemacrypt import sealformat, sealio
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import SampleCell, bundle_path
 from hemacrypt.errors import ImageError
-from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys, key_set_id
-from hemacrypt.network import CollapsedNetwork, Dense
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.plan import Layout, PublicPlan
 from hemacrypt.planner import plan_network
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal import io as sealio
+from hemacrypt.seal.evaluation_keys import EvaluationKeys, LevelKeys, key_set_id
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.wire import digest
 

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from client_sdk import Client, RequestRefusedError, ServiceUnavailableError
-from hemacrypt.bundle import Bundle
+from hemacrypt.model.bundle import Bundle
 from tests.batching import NAME, clear_logits, make_bundle, make_images
 from tests.e2e.recording import recording_proxy
 

@@ -16,11 +16,11 @@ from grpc_status import rpc_status
 
 from client_sdk import Client
 from hemacrypt.bfv_plan import BfvPlan
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import SampleCell
-from hemacrypt.evaluation_keys import EvaluationKeys
+from hemacrypt.model.bundle import Bundle
 from hemacrypt.planner import plan_bundle_layouts
 from hemacrypt.planner.bfv import quantised_for
+from hemacrypt.seal.evaluation_keys import EvaluationKeys
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.wire import digest
 

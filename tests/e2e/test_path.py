@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 
 from client_sdk import Client, KeysMissingError, RequestRefusedError, ServiceUnavailableError
 from client_sdk.demo import run_demo, running_service
-from hemacrypt.bundle import Bundle
 from hemacrypt.cli import application
 from hemacrypt.embedded import SampleCell, bundle_path
 from hemacrypt.engines import DEFAULT_ENGINE
+from hemacrypt.model.bundle import Bundle
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
 from tests.e2e.recording import recording_proxy

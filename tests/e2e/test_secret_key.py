@@ -10,10 +10,11 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from client_sdk import Client, RequestRefusedError
 from client_sdk.demo import running_service
-from hemacrypt import sealformat, sealio
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import SampleCell, bundle_path
-from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys, key_set_id
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal import io as sealio
+from hemacrypt.seal.evaluation_keys import EvaluationKeys, LevelKeys, key_set_id
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.wire import digest
 from tests.e2e.recording import recording_proxy

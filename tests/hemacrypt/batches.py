@@ -11,9 +11,9 @@ import numpy.typing as npt
 from client_sdk._crypto import BatchKeyHolder
 from hemacrypt.batch_plan import BatchPlan
 from hemacrypt.engines.vector.batch import BatchEngine, BatchKeys
-from hemacrypt.evaluation_keys import EvaluationKeys
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
 from hemacrypt.planner.batch import plan_batch
+from hemacrypt.seal.evaluation_keys import EvaluationKeys
 
 Values = npt.NDArray[np.float64]
 

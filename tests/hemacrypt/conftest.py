@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
 from tests.hemacrypt.setups import Setup
 
 

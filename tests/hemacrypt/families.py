@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hemacrypt.network import Array, CollapsedNetwork, Convolution, Dense, Linear, Shape
+from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense, Linear, Shape
 
 # Deeper networks need larger degrees, so they are kept narrow: largest side of an image, and largest number of values
 # that a dense layer inside writes, by the number of squares.

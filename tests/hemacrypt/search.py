@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.network import Array, CollapsedNetwork, Linear
+from hemacrypt.model.network import Array, CollapsedNetwork, Linear
 
 Floats = npt.NDArray[np.float32]
 

@@ -12,13 +12,14 @@ import numpy.typing as npt
 import tenseal.sealapi as seal
 
 from client_sdk._crypto import KeyHolder
-from hemacrypt import sealformat, sealio
 from hemacrypt.engines.seal import SealEngine, SealKeys
 from hemacrypt.engines.vector.engine import VectorEngine, VectorKeys
-from hemacrypt.evaluation_keys import EvaluationKeys
-from hemacrypt.network import CollapsedNetwork
+from hemacrypt.model.network import CollapsedNetwork
 from hemacrypt.plan import Plan
 from hemacrypt.planner import plan_network
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal import io as sealio
+from hemacrypt.seal.evaluation_keys import EvaluationKeys
 
 
 @dataclass(frozen=True)

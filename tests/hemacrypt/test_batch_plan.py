@@ -11,7 +11,7 @@ import pytest
 from hemacrypt.batch_plan import LARGEST_ROW, BatchLinear, BatchPlan
 from hemacrypt.batch_schedule import CHUNK, ROWS, LayerSchedule, make_schedule, memory_bytes
 from hemacrypt.errors import PlanError
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
 from hemacrypt.plan import PublicPlan
 from hemacrypt.planner import plan_network
 from hemacrypt.planner.batch import plan_batch

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from hemacrypt.batch_plan import BatchLinear
-from hemacrypt.bundle import Bundle
 from hemacrypt.errors import PlanError
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
 from hemacrypt.plan import Parameters
 from hemacrypt.planner import batch as planner
 from hemacrypt.planner import plan_bundle, plan_network

@@ -11,17 +11,18 @@ import pytest
 import tenseal.sealapi as seal
 
 from client_sdk._crypto import BfvBatchKeyHolder
-from hemacrypt import sealformat, sealio
 from hemacrypt.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan, BfvBatchSquare
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import bundle_path
 from hemacrypt.engines import ENCRYPTED_ENGINES, exact_batch_engine
 from hemacrypt.errors import FormatError, PlanError
-from hemacrypt.evaluation_keys import EvaluationKeys
-from hemacrypt.network import CollapsedNetwork, Dense
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import CollapsedNetwork, Dense
+from hemacrypt.model.quantise import QuantisedNetwork, at_scales
 from hemacrypt.plan import KeyGroup
 from hemacrypt.planner.bfv_batch import plan_bfv_batch, plan_bfv_batch_bundle
-from hemacrypt.quantise import QuantisedNetwork, at_scales
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal import io as sealio
+from hemacrypt.seal.evaluation_keys import EvaluationKeys
 from tests.hemacrypt.batches import random_network
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from hemacrypt.bfv_plan import BfvLinear, BfvPlan, BfvSquare
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import bundle_path
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
 from hemacrypt.plan import Turn
 from hemacrypt.planner.bfv import plan_bfv, plan_bfv_bundle, quantised_for
 from hemacrypt.planner.bfv_noise import BfvNoiseModel, Noise, period_of

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import bundle_path, find_bundle, zoo
 from hemacrypt.errors import BundleError
+from hemacrypt.model.bundle import Bundle
 
 
 def test_every_bundle_of_the_zoo_can_be_read_and_balanced_is_among_them() -> None:

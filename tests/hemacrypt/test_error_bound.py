@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from client_sdk._crypto import KeyHolder
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import bundle_path, sample
 from hemacrypt.engines import encrypted_engine
 from hemacrypt.errors import FormatError, ImageError
-from hemacrypt.network import Array
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import Array
 from hemacrypt.plan import Plan
 from hemacrypt.planner import plan_bundle
 from tests.hemacrypt.search import Floats, Search

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from hemacrypt.bundle import Bundle
 from hemacrypt.cli import application
 from hemacrypt.errors import PlanError
-from hemacrypt.evaluation_keys import largest_key_set
-from hemacrypt.network import CollapsedNetwork, Dense
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.plan import PRIME_LIMIT
 from hemacrypt.planner import KEY_BUDGET, plan_bundle, plan_bundle_layouts, plan_layouts
 from hemacrypt.planner.costs import key_bytes
 from hemacrypt.planner.layouts import Layouts, compare_layouts, describe_comparison
+from hemacrypt.seal.evaluation_keys import largest_key_set
 from tests.hemacrypt.batches import random_network
 
 

@@ -9,12 +9,12 @@ import numpy.typing as npt
 import pytest
 import tenseal.sealapi as seal
 
-from hemacrypt import sealio
 from hemacrypt.engines import clear
 from hemacrypt.plan import LinearStep, Parameters, SquareStep
 from hemacrypt.planner import noise
 from hemacrypt.planner.chain import choose_parameters
-from hemacrypt.sealio import SealObject
+from hemacrypt.seal import io as sealio
+from hemacrypt.seal.io import SealObject
 from tests.hemacrypt.setups import Setup
 
 Slots = npt.NDArray[np.float64]

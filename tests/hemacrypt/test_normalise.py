@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hemacrypt.engines.clear import ClearEngine
-from hemacrypt.network import Array, CollapsedNetwork, Convolution, Dense, Linear
+from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense, Linear
 from hemacrypt.plan import LinearStep, Plan
 from hemacrypt.planner import plan_network
 from hemacrypt.planner.normalise import normalised

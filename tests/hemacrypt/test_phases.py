@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hemacrypt.engines.clear import ClearEngine
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense, Shape
+from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense, Shape
 from hemacrypt.plan import LinearStep
 from hemacrypt.planner import plan_network
 from hemacrypt.planner.diagonals import Grid, forms, image_grid, image_grids

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hemacrypt.errors import PlanError
-from hemacrypt.network import CollapsedNetwork, Dense
+from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.planner import plan_network
 from hemacrypt.planner.bfv import plan_bfv
 from hemacrypt.planner.bfv_report import describe_bfv

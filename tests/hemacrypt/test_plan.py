@@ -14,7 +14,6 @@ import tenseal.sealapi as seal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hemacrypt import sealio
 from hemacrypt.errors import PlanError
 from hemacrypt.plan import (
     JOIN_FACTOR,
@@ -31,6 +30,7 @@ from hemacrypt.plan import (
     key_groups,
     united,
 )
+from hemacrypt.seal import io as sealio
 from hemacrypt.security import LARGEST_MODULUS_BITS, check_security
 from tests.hemacrypt.setups import Setup
 

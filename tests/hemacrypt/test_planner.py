@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hemacrypt.engines.clear import ClearEngine
 from hemacrypt.errors import PlanError
-from hemacrypt.network import Array, CollapsedNetwork, Convolution, Dense, Linear, Shape
+from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense, Linear, Shape
 from hemacrypt.plan import Copy, Layout, LinearStep, Plan, SquareStep, Turn, key_groups
 from hemacrypt.planner import plan_network
 from hemacrypt.planner.diagonals import forms, image_grid

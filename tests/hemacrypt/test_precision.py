@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import bundle_path
 from hemacrypt.errors import PlanError
-from hemacrypt.margins import default_precision, margin_quantiles
-from hemacrypt.network import CollapsedNetwork, Dense
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.calibration import default_precision, margin_quantiles
+from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.planner import build, chain, plan_bundle, plan_network
 from hemacrypt.planner.choices import Chooser, affordable
 from hemacrypt.planner.layouts import plan_bundle_layouts

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from client_sdk._crypto import KeyHolder
-from hemacrypt.bundle import MANIFEST, TENSORS, Bundle
 from hemacrypt.errors import BundleError, NetworkError, PlanError
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.model.bundle import MANIFEST, TENSORS, Bundle
+from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.model.preprocess import Preprocessing
 from hemacrypt.planner import limits, plan_layouts, plan_model, plan_network
 from hemacrypt.planner.limits import LARGEST_WEIGHT, MOST_ENTRIES, MOST_PARAMETERS
-from hemacrypt.preprocess import Preprocessing
+from tests.hemacrypt.model.test_bundle import replace_tensors, reseal
 from tests.hemacrypt.setups import Setup
-from tests.hemacrypt.test_bundle import replace_tensors, reseal
 
 Layers = list[Dense | Convolution]
 

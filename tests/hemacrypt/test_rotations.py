@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client_sdk._crypto import KeyHolder
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import bundle_path
 from hemacrypt.errors import PlanError
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense, Linear
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense, Linear
 from hemacrypt.plan import Layout, LinearStep, Plan, Turn, united
 from hemacrypt.planner import KEY_BUDGET, costs, noise, plan_model, plan_network
 from hemacrypt.planner.choices import WORTH_A_MEGABYTE, Chooser

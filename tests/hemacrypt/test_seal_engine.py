@@ -10,12 +10,13 @@ import pytest
 import tenseal.sealapi as seal
 
 from client_sdk._crypto import KeyHolder
-from hemacrypt import sealformat, sealio
 from hemacrypt.engines.clear import ClearEngine
 from hemacrypt.errors import FormatError, HemacryptError
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
 from hemacrypt.planner import KEY_BUDGET
 from hemacrypt.planner.noise import NoiseModel
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal import io as sealio
 from tests.hemacrypt.setups import Setup
 
 RANDOM = np.random.default_rng(40).random((2, 3, 32, 32))

@@ -16,7 +16,7 @@ from hemacrypt.engines.vector.batch import BatchEngine
 from hemacrypt.engines.vector.engine import VectorEngine
 from hemacrypt.engines.vector.exact import BfvVectorEngine
 from hemacrypt.errors import PlanError
-from hemacrypt.network import CollapsedNetwork, Dense
+from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.plan import KeyGroup, LinearStep, Plan, Turn, united, without_repeats
 from hemacrypt.planner import layouts as planning
 from hemacrypt.planner import plan_layouts

@@ -12,8 +12,8 @@ import pytest
 
 from hemacrypt import wire
 from hemacrypt.errors import PlanError
+from hemacrypt.model.preprocess import ArrayPreprocessing, Preprocessing
 from hemacrypt.plan import PublicPlan
-from hemacrypt.preprocess import ArrayPreprocessing, Preprocessing
 from hemacrypt.v1 import inference_pb2 as pb
 from tests.hemacrypt.setups import Setup
 

@@ -12,9 +12,9 @@ import pytest
 from hemacrypt import wire
 from hemacrypt.bfv_plan import PublicBfvPlan
 from hemacrypt.errors import PlanError
+from hemacrypt.model.preprocess import Preprocessing
 from hemacrypt.plan import Layout, PublicPlan
 from hemacrypt.planner.chain import primes_below
-from hemacrypt.preprocess import Preprocessing
 from hemacrypt.v1 import inference_pb2 as pb
 from tests.hemacrypt.setups import Setup
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from client_sdk import Client
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import bundle_path
-from hemacrypt.network import CollapsedNetwork, Dense
-from hemacrypt.preprocess import Preprocessing
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import CollapsedNetwork, Dense
+from hemacrypt.model.preprocess import Preprocessing
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
 from service.server import Service

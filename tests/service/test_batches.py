@@ -23,9 +23,9 @@ from structlog.testing import capture_logs
 
 from client_sdk import Client
 from client_sdk._crypto import BatchKeyHolder
-from hemacrypt import sealformat
-from hemacrypt.bundle import Bundle
+from hemacrypt.model.bundle import Bundle
 from hemacrypt.planner import plan_bundle_layouts
+from hemacrypt.seal import format as sealformat
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
 from hemacrypt.wire import digest

@@ -17,11 +17,11 @@ from structlog.testing import capture_logs
 import service.worker
 from client_sdk import Client, RequestRefusedError
 from client_sdk._crypto import BfvKeyHolder
-from hemacrypt import sealformat
-from hemacrypt.bundle import Bundle
 from hemacrypt.errors import PlanError
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.preprocess import Pixels
 from hemacrypt.planner.bfv import quantised_for
-from hemacrypt.preprocess import Pixels
+from hemacrypt.seal import format as sealformat
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
 from hemacrypt.wire import digest

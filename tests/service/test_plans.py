@@ -17,11 +17,11 @@ from grpc_status import rpc_status
 
 from client_sdk import Client
 from client_sdk._crypto import KeyHolder
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import bundle_path
-from hemacrypt.evaluation_keys import key_set_id
-from hemacrypt.network import CollapsedNetwork, Dense
-from hemacrypt.preprocess import Pixels, Preprocessing
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import CollapsedNetwork, Dense
+from hemacrypt.model.preprocess import Pixels, Preprocessing
+from hemacrypt.seal.evaluation_keys import key_set_id
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
 from hemacrypt.wire import digest

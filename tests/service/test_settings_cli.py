@@ -19,7 +19,7 @@ import pytest
 from pydantic import ValidationError
 
 from client_sdk import Client, ServiceUnavailableError
-from hemacrypt.bundle import Bundle
+from hemacrypt.model.bundle import Bundle
 from service.settings import Settings
 
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("HEMACRYPT_")}

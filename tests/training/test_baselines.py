@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hemacrypt.preprocess import Pixels
+from hemacrypt.model.preprocess import Pixels
 from training.baselines import Kind, area, fit_baseline, mean_colour
 from training.errors import DataError
 

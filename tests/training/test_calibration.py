@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
 from training.calibration import LARGEST, SMALLEST, Calibration, calibrate, cross_fitted, fit_temperature, scaled
 from training.errors import DataError
 from training.evaluate import figures

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from hemacrypt import DISCLAIMER
-from hemacrypt.bundle import CARD, Bundle
 from hemacrypt.embedded import bundle_path
-from hemacrypt.network import CollapsedNetwork, Dense
-from hemacrypt.preprocess import ArrayPreprocessing, Preprocessing
+from hemacrypt.model.bundle import CARD, Bundle
+from hemacrypt.model.network import CollapsedNetwork, Dense
+from hemacrypt.model.preprocess import ArrayPreprocessing, Preprocessing
 from training.calibration import Calibration
 from training.card import model_card
 from training.errors import RunError

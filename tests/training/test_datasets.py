@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hemacrypt.errors import ImageError
-from hemacrypt.preprocess import Preprocessing
+from hemacrypt.model.preprocess import Preprocessing
 from training import datasets
 from training.datasets import CellImages, Split, load_cells, load_split, split_by_image, split_by_subject
 from training.errors import DataError, RunError

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hemacrypt import embedded
-from hemacrypt.bundle import Bundle
-from hemacrypt.preprocess import Pixels, read_pixels
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.preprocess import Pixels, read_pixels
 from training.datasets import LABELS, embedded_part, heldout_subjects
 from training.evaluate import figures
 

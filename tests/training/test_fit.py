@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from hemacrypt.preprocess import Preprocessing
+from hemacrypt.model.preprocess import Preprocessing
 from training.datasets import load_cells, split_by_image
 from training.fit import AugmentedCells, augment, fit, weigh
 from training.settings import Settings

@@ -14,7 +14,7 @@ import pytest
 from keras import layers
 
 from hemacrypt.errors import InteropError
-from hemacrypt.network import CollapsedNetwork
+from hemacrypt.model.network import CollapsedNetwork
 from training.interop import read_keras
 from training.models import Quadratic, Square
 

@@ -17,9 +17,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from hemacrypt.bundle import Bundle
-from hemacrypt.network import CollapsedNetwork, Dense
-from hemacrypt.preprocess import Preprocessing
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import CollapsedNetwork, Dense
+from hemacrypt.model.preprocess import Preprocessing
 from training import cli
 from training.datasets import load_cells
 from training.errors import DataError, RunError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hemacrypt import embedded
-from hemacrypt.preprocess import Preprocessing
+from hemacrypt.model.preprocess import Preprocessing
 from training.datasets import CellImages, embedded_part, heldout_subjects, load_cells, split_cells
 
 pytestmark = pytest.mark.shared_data

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from hemacrypt.network import Convolution, Dense
+from hemacrypt.model.network import Convolution, Dense
 from training.collapse import collapse, largest_difference
 from training.models import squares, symmetric
 from training.ordinary import multiply_adds, ordinary_network

@@ -16,11 +16,11 @@ import typer
 from typer.testing import CliRunner
 
 from hemacrypt import DISCLAIMER
-from hemacrypt.bundle import Bundle
 from hemacrypt.cli import main
 from hemacrypt.errors import BundleError
-from hemacrypt.network import CollapsedNetwork, Dense
-from hemacrypt.preprocess import ArrayPreprocessing
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import CollapsedNetwork, Dense
+from hemacrypt.model.preprocess import ArrayPreprocessing
 from tests.large import write_large_bundle
 from training import cli
 from training.datasets import PROTOCOL_WORDS, Split, load_cells

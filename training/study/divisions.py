@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hemacrypt.preprocess import Preprocessing
+from hemacrypt.model.preprocess import Preprocessing
 from training.datasets import (
     HELDOUT_WORDS,
     PROTOCOL_WORDS,

@@ -25,8 +25,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hemacrypt.bundle import Bundle
 from hemacrypt.errors import BundleError, HemacryptError
+from hemacrypt.model.bundle import Bundle
 from training.datasets import CellImages
 from training.errors import RunError
 from training.study.config import ModelConfig, Protocol

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from hemacrypt.bundle import Bundle
+from hemacrypt.model.bundle import Bundle
 from training import datasets
 from training.calibration import Calibration, calibrate
 from training.datasets import CellImages

@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from hemacrypt.preprocess import Pixels
+from hemacrypt.model.preprocess import Pixels
 from training.errors import RunError
 from training.models import cryptonet, squares, symmetric
 from training.ordinary import FEATURES, NETWORKS, multiply_adds, ordinary_network

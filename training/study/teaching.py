@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from hemacrypt.preprocess import Pixels
+from hemacrypt.model.preprocess import Pixels
 from training import fit
 from training.fit import AugmentedCells, Auroc, logits
 from training.settings import Settings

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.preprocess import Pixels
+from hemacrypt.model.preprocess import Pixels
 from training.fit import network_input
 from training.study.config import Views
 from training.study.divisions import preprocessing_of

@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from hemacrypt import sealformat
 from hemacrypt.batch_plan import BatchLinear, BatchPlan
 from hemacrypt.batch_schedule import LayerSchedule, make_schedule, memory_bytes
 from hemacrypt.bfv_batch_plan import BfvBatchPlan
@@ -26,7 +25,8 @@ from hemacrypt.engines.vector.evaluator import Evaluator, expand, switching_key
 from hemacrypt.engines.vector.ntt import Words
 from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.errors import FormatError, PlanError
-from hemacrypt.evaluation_keys import EvaluationKeys
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal.evaluation_keys import EvaluationKeys
 
 # The SEAL whose headers replies carry: the one inside TenSEAL 0.3.16 and later.
 _SEAL_MINOR = 3

@@ -13,7 +13,6 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt import sealformat
 from hemacrypt.engines.base import Engine
 from hemacrypt.engines.vector import kernels, turns
 from hemacrypt.engines.vector.cache import DiagonalCache
@@ -35,8 +34,9 @@ from hemacrypt.engines.vector.layers import (
 from hemacrypt.engines.vector.ntt import Words
 from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.engines.vector.team import Team
-from hemacrypt.evaluation_keys import EvaluationKeys
 from hemacrypt.plan import JOIN_FACTOR, LinearStep, Plan, SquareStep, Turn
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal.evaluation_keys import EvaluationKeys
 
 __all__ = ["VectorEngine", "VectorKeys"]
 

@@ -17,7 +17,7 @@ from hemacrypt.engines.vector import kernels
 from hemacrypt.engines.vector.blake2xb import uniform_residues
 from hemacrypt.engines.vector.ntt import Words
 from hemacrypt.engines.vector.ring import Ring
-from hemacrypt.sealformat import Residues
+from hemacrypt.seal.format import Residues
 
 
 @dataclass(frozen=True, eq=False)

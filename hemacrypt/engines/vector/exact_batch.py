@@ -13,7 +13,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from hemacrypt import sealformat
 from hemacrypt.batch_schedule import LayerSchedule, make_schedule, memory_bytes
 from hemacrypt.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
 from hemacrypt.bfv_plan import BfvSquare
@@ -26,7 +25,8 @@ from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.engines.vector.scaling import Scaling, to_coefficients_all, to_values_all
 from hemacrypt.engines.vector.team import Team
 from hemacrypt.errors import PlanError
-from hemacrypt.evaluation_keys import EvaluationKeys
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal.evaluation_keys import EvaluationKeys
 
 # A client's relinearisation keys in the engine's form, by level.
 ExactKeys = dict[int, Switches]

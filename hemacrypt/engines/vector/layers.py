@@ -18,7 +18,6 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt import sealformat
 from hemacrypt.bfv_plan import BfvLinear, BfvSquare, PublicBfvPlan
 from hemacrypt.engines.vector import kernels, turns
 from hemacrypt.engines.vector.blake2xb import Expansion
@@ -26,8 +25,9 @@ from hemacrypt.engines.vector.evaluator import switching_key
 from hemacrypt.engines.vector.ntt import Words
 from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.engines.vector.team import BrokenTeamError, Team
-from hemacrypt.evaluation_keys import EvaluationKeys
 from hemacrypt.plan import LinearStep, Parameters, PublicPlan, SquareStep, Term
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal.evaluation_keys import EvaluationKeys
 
 # The SEAL whose headers replies carry: the one inside TenSEAL 0.3.16 and later.
 SEAL_MINOR = 3

@@ -12,7 +12,7 @@ from hemacrypt.engines.vector import kernels
 from hemacrypt.engines.vector.modular import shoup_of
 from hemacrypt.engines.vector.ntt import Words, bit_reversed, make_tables
 from hemacrypt.errors import PlanError
-from hemacrypt.network import Array, ComplexArray
+from hemacrypt.model.network import Array, ComplexArray
 from hemacrypt.plan import Parameters
 
 

@@ -13,11 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from client_sdk import Client
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import bundle_path
 from hemacrypt.errors import BundleError, ImageError, InteropError
 from hemacrypt.interop.cli import convert
-from hemacrypt.preprocess import ArrayPreprocessing, Preprocessing
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.preprocess import ArrayPreprocessing, Preprocessing
 from service.server import Service
 from service.settings import Settings
 from tests.hemacrypt.interop.test_cryptonets import by_hand, write

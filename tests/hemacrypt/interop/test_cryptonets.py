@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hemacrypt.errors import InteropError
 from hemacrypt.interop.cryptonets import Geometry, public_geometry, read_cryptonets, write_cryptonets
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
 from tests.hemacrypt.setups import Setup
 
 Array = npt.NDArray[np.float64]

@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 
 from hemacrypt.errors import InteropError
 from hemacrypt.interop.onnx import read_onnx
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
 
 SHAPE = (2, 7, 8)
 

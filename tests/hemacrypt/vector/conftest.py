@@ -11,11 +11,12 @@ import numpy.typing as npt
 import pytest
 import tenseal.sealapi as seal
 
-from hemacrypt import sealformat, sealio
 from hemacrypt.engines.vector.evaluator import Evaluator, switching_key
 from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.plan import Parameters
 from hemacrypt.planner.chain import choose_parameters
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal import io as sealio
 
 Residues = npt.NDArray[np.uint32]
 STEPS = (1, 5, 2047)

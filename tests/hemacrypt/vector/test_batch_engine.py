@@ -12,17 +12,18 @@ import pytest
 import tenseal.sealapi as seal
 
 from client_sdk._crypto import BatchKeyHolder, KeyHolder
-from hemacrypt import sealformat, sealio
 from hemacrypt.batch_plan import BatchLinear, BatchPlan
 from hemacrypt.engines.vector import kernels, products
 from hemacrypt.engines.vector.batch import BatchEngine
 from hemacrypt.engines.vector.engine import VectorEngine
 from hemacrypt.errors import FormatError, PlanError
-from hemacrypt.evaluation_keys import EvaluationKeys
-from hemacrypt.network import CollapsedNetwork, Dense
+from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.plan import KeyGroup
 from hemacrypt.planner import plan_layouts
 from hemacrypt.planner.batch import plan_batch
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal import io as sealio
+from hemacrypt.seal.evaluation_keys import EvaluationKeys
 from tests.hemacrypt.batches import Batch, random_network
 
 

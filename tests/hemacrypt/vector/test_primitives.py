@@ -8,7 +8,8 @@ import tenseal.sealapi as seal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hemacrypt import sealformat, sealio
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal import io as sealio
 from tests.hemacrypt.vector.conftest import SCALE, STEPS, Beside
 
 _CASES = {

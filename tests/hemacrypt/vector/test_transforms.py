@@ -8,11 +8,12 @@ import tenseal.sealapi as seal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hemacrypt import sealformat, sealio
 from hemacrypt.engines.vector import blake2xb
 from hemacrypt.engines.vector.evaluator import expand
 from hemacrypt.engines.vector.modular import below, montgomery, shoup_of, shoup_product
 from hemacrypt.engines.vector.ntt import bit_reversed, forward, inverse, make_tables
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal import io as sealio
 from tests.hemacrypt.vector.conftest import Beside
 
 _PRIME = 1073643521

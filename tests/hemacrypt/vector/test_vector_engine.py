@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from client_sdk._crypto import KeyHolder
-from hemacrypt import sealformat
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import SampleCell, sample
 from hemacrypt.engines import encrypted_engine
 from hemacrypt.engines.vector.engine import VectorEngine, VectorKeys
 from hemacrypt.errors import FormatError
-from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
 from hemacrypt.plan import Plan
 from hemacrypt.planner import plan_bundle, plan_network
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal.evaluation_keys import EvaluationKeys, LevelKeys
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from hemacrypt.bundle import Bundle
+from hemacrypt.model.bundle import Bundle
 from training.datasets import load_cells
 from training.errors import DataError, RunError
 from training.export import ROUNDING

@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from hemacrypt.errors import ImageError
-from hemacrypt.preprocess import LARGEST_FILE, ArrayPreprocessing, Preprocessing
+from hemacrypt.model.preprocess import LARGEST_FILE, ArrayPreprocessing, Preprocessing
 
 Pixels = npt.NDArray[np.uint8]
 PREPROCESS = Preprocessing()

@@ -9,8 +9,9 @@ import pytest
 import tenseal.sealapi as seal
 
 from client_sdk._crypto import BfvKeyHolder
-from hemacrypt import sealformat, sealio
 from hemacrypt.errors import FormatError, PlanError
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal import io as sealio
 from tests.hemacrypt.handmade import Handmade, chain, handmade, primes_of
 from tests.hemacrypt.setups import Setup
 

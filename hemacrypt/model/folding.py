@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemacrypt.errors import NetworkError
-from hemacrypt.network import Array, Convolution, Dense, Linear, Shape
+from hemacrypt.model.network import Array, Convolution, Dense, Linear, Shape
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 NO_PADDING: Padding = ((0, 0), (0, 0))

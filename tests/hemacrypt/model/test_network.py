@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hemacrypt.errors import NetworkError
-from hemacrypt.network import Array, CollapsedNetwork, Convolution, Dense, Linear
+from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense, Linear
 
 FUZZ = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemacrypt.errors import NetworkError
-from hemacrypt.network import Array, CollapsedNetwork, Convolution, Dense, Linear
+from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense, Linear
 
 # int64 where every value fits, Python integers in an array of objects where not.
 Exact = npt.NDArray[Any]
@@ -116,7 +116,7 @@ class QuantisedNetwork:
         return scaled.astype(np.int64)
 
     def trace(self, x: npt.ArrayLike) -> list[Exact]:
-        """Return what every affine map writes, exactly; see `hemacrypt.network.CollapsedNetwork.trace`.
+        """Return what every affine map writes, exactly; see `hemacrypt.model.network.CollapsedNetwork.trace`.
 
         Returns
         -------

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import tenseal.sealapi as seal
 
-from hemacrypt import sealformat
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.plan import Parameters
+from hemacrypt.seal import format as sealformat
 
 # tenseal.sealapi carries no type information: its objects are Any by nature.
 SealObject = Any
@@ -70,7 +70,7 @@ def load(empty: SealObject, context: Context, content: bytes) -> SealObject:
     context:
         The context that the object must be valid for.
     content:
-        A stream from `hemacrypt.sealformat`, never bytes straight from the wire.
+        A stream from `hemacrypt.seal.format`, never bytes straight from the wire.
 
     Raises
     ------

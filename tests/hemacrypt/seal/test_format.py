@@ -15,9 +15,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hemacrypt import sealformat, sealio
 from hemacrypt.errors import FormatError
 from hemacrypt.plan import Parameters
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal import io as sealio
 from tests.hemacrypt.setups import Setup
 
 HEADER = 16

@@ -29,8 +29,8 @@ import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hemacrypt.errors import BundleError, NetworkError
-from hemacrypt.network import Array, CollapsedNetwork, Convolution, Dense, Linear
-from hemacrypt.preprocess import AnyPreprocessing
+from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense, Linear
+from hemacrypt.model.preprocess import AnyPreprocessing
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hemacrypt.bundle import Bundle
 from hemacrypt.embedded import bundle_path, sample
 from hemacrypt.errors import NetworkError
-from hemacrypt.network import Array, CollapsedNetwork, Convolution, Dense
-from hemacrypt.quantise import INPUT_STEPS, QuantisedNetwork, at_scales, quantise
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense
+from hemacrypt.model.quantise import INPUT_STEPS, QuantisedNetwork, at_scales, quantise
 
 
 def python_integers(quantised: QuantisedNetwork, image: Array) -> list[list[int]]:

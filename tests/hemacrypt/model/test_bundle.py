@@ -18,10 +18,10 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hemacrypt.bundle import BIAS_CSV, CARD, MANIFEST, TENSORS, WEIGHTS_CSV, Bundle
 from hemacrypt.errors import BundleError
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense
-from hemacrypt.preprocess import Preprocessing
+from hemacrypt.model.bundle import BIAS_CSV, CARD, MANIFEST, TENSORS, WEIGHTS_CSV, Bundle
+from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.model.preprocess import Preprocessing
 
 FILES = (MANIFEST, TENSORS, WEIGHTS_CSV, BIAS_CSV)
 PREPROCESSING = Preprocessing(image_size=10, crop=8, block=2)

@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client_sdk._crypto import KeyHolder
-from hemacrypt import sealformat, sealio
 from hemacrypt.engines.seal import SealEngine
 from hemacrypt.engines.vector.engine import VectorEngine
 from hemacrypt.errors import FormatError
-from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys, key_set_id, largest_key_set
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal import io as sealio
+from hemacrypt.seal.evaluation_keys import EvaluationKeys, LevelKeys, key_set_id, largest_key_set
 from tests.hemacrypt.setups import Setup
 
 MAGIC = b"HEMACRYPTKEYS2\0\0"

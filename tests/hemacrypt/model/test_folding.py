@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hemacrypt.errors import NetworkError
-from hemacrypt.folding import Fold
-from hemacrypt.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.model.folding import Fold
+from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
 from tests.hemacrypt.batches import Batch
 from tests.hemacrypt.setups import Setup
 

@@ -22,15 +22,16 @@ import zstandard
 from google.protobuf.message import DecodeError, Message
 
 from client_sdk._crypto import KeyHolder
-from hemacrypt import sealformat, sealio
 from hemacrypt.engines.vector.engine import VectorEngine
 from hemacrypt.errors import FormatError, PlanError
-from hemacrypt.evaluation_keys import EvaluationKeys, LevelKeys
-from hemacrypt.network import CollapsedNetwork, Dense
+from hemacrypt.model.network import CollapsedNetwork, Dense
+from hemacrypt.model.preprocess import Preprocessing
 from hemacrypt.plan import KeyGroup, Layout, Parameters, Plan, PublicPlan
 from hemacrypt.planner import plan_network
-from hemacrypt.preprocess import Preprocessing
-from hemacrypt.sealformat import HEADER, Residues
+from hemacrypt.seal import format as sealformat
+from hemacrypt.seal import io as sealio
+from hemacrypt.seal.evaluation_keys import EvaluationKeys, LevelKeys
+from hemacrypt.seal.format import HEADER, Residues
 from hemacrypt.security import LARGEST_MODULUS_BITS
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.wire import digest, plan_from_message, plan_to_message

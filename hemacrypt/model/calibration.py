@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.network import Array, CollapsedNetwork
+from hemacrypt.model.network import Array, CollapsedNetwork
 
 # Quantiles that a bundle keeps of its margins on training data.
 _KEPT: Final = (0.001, 0.01, 0.05, 0.1, 0.5)

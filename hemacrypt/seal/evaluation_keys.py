@@ -14,12 +14,12 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from hemacrypt import sealformat
 from hemacrypt.batch_plan import PublicBatchPlan
 from hemacrypt.bfv_batch_plan import PublicBfvBatchPlan
 from hemacrypt.bfv_plan import PublicBfvPlan
 from hemacrypt.errors import FormatError
 from hemacrypt.plan import KeyGroup, PublicPlan
+from hemacrypt.seal import format as sealformat
 
 AnyPublicPlan = PublicPlan | PublicBatchPlan | PublicBfvPlan | PublicBfvBatchPlan
 

@@ -1,0 +1,1 @@
+"""The network: folding, quantisation, the bundle on disk, preprocessing, calibration of precision."""
