@@ -17,7 +17,7 @@ import numpy as np
 from hemacrypt.engines.vector import kernels
 from hemacrypt.engines.vector.modular import kernel
 from hemacrypt.engines.vector.ring import Ring
-from hemacrypt.plan import Parameters, Plan
+from hemacrypt.plan.plan import Parameters, Plan
 from hemacrypt.planner import costs
 
 _MEMORY_BYTES = 256 << 20

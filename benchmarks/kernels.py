@@ -18,7 +18,7 @@ from hemacrypt.engines.vector import kernels
 from hemacrypt.engines.vector.modular import kernel
 from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.engines.vector.team import Team, meet
-from hemacrypt.plan import Parameters
+from hemacrypt.plan.plan import Parameters
 from hemacrypt.planner.chain import primes_below
 
 Words = npt.NDArray[np.uint32]

@@ -23,7 +23,7 @@ from hemacrypt.engines import encrypted_engine
 from hemacrypt.engines.base import Engine
 from hemacrypt.errors import HemacryptError
 from hemacrypt.model.network import Array, CollapsedNetwork
-from hemacrypt.plan import Plan
+from hemacrypt.plan.plan import Plan
 from hemacrypt.planner import KEY_BUDGET, plan_network
 
 

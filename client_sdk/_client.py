@@ -23,12 +23,12 @@ from client_sdk._exceptions import ClientError, ReplyError, RequestRefusedError,
 from client_sdk._keys import KeyDirectory
 from client_sdk._results import Bytes, Milliseconds, ModelInfo, Prediction, Scheme
 from client_sdk._transport import open_channel, printable, refused, statuses_as_exceptions
-from hemacrypt.batch_plan import PublicBatchPlan
-from hemacrypt.bfv_plan import PublicBfvPlan
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.model.network import Array
 from hemacrypt.model.preprocess import AnyPreprocessing
-from hemacrypt.plan import PublicPlan
+from hemacrypt.plan.batch_plan import PublicBatchPlan
+from hemacrypt.plan.bfv_plan import PublicBfvPlan
+from hemacrypt.plan.plan import PublicPlan
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
 from hemacrypt.wire import (

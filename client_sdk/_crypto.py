@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import tenseal.sealapi as seal
 
-from hemacrypt.batch_plan import PublicBatchPlan
-from hemacrypt.bfv_batch_plan import PublicBfvBatchPlan
-from hemacrypt.bfv_plan import PublicBfvPlan, combine, pack_rows, read_rows
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.model.network import Array, ComplexArray
-from hemacrypt.plan import KeyGroup, Parameters, PublicPlan
+from hemacrypt.plan.batch_plan import PublicBatchPlan
+from hemacrypt.plan.bfv_batch_plan import PublicBfvBatchPlan
+from hemacrypt.plan.bfv_plan import PublicBfvPlan, combine, pack_rows, read_rows
+from hemacrypt.plan.plan import KeyGroup, Parameters, PublicPlan
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal import io as sealio
 from hemacrypt.seal.evaluation_keys import EvaluationKeys, LevelKeys
@@ -318,7 +318,7 @@ def _combined(
 class BfvKeyHolder(_SecretKey):
     """The same for exact evaluation under BFV, one ciphertext for each plaintext modulus.
 
-    The secret key and the evaluation keys are those of CKKS (see `hemacrypt.bfv_plan`).
+    The secret key and the evaluation keys are those of CKKS (see `hemacrypt.plan.bfv_plan`).
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ from pathlib import Path
 from client_sdk._crypto import KeyHolder
 from client_sdk._exceptions import KeysMissingError
 from hemacrypt.errors import FormatError
-from hemacrypt.plan import PublicPlan
+from hemacrypt.plan.plan import PublicPlan
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal.evaluation_keys import key_set_id
 

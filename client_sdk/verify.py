@@ -29,13 +29,13 @@ from client_sdk._exceptions import ClientError
 from client_sdk._results import Scheme
 from client_sdk.cases import Case
 from hemacrypt import DISCLAIMER
-from hemacrypt.bfv_plan import BfvPlan, PublicBfvPlan
 from hemacrypt.engines import encrypted_bfv_engine, encrypted_engine
 from hemacrypt.engines.base import BaseEngine
 from hemacrypt.errors import FormatError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import Array
-from hemacrypt.plan import Plan
+from hemacrypt.plan.bfv_plan import BfvPlan, PublicBfvPlan
+from hemacrypt.plan.plan import Plan
 from hemacrypt.planner import plan_bundle_layouts
 from hemacrypt.planner.bfv import plan_bfv, quantised_for
 from hemacrypt.seal.evaluation_keys import EvaluationKeys

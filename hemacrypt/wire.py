@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from pydantic import ValidationError
 
-from hemacrypt.batch_plan import PublicBatchPlan
-from hemacrypt.bfv_plan import PublicBfvPlan
 from hemacrypt.errors import PlanError
 from hemacrypt.model.preprocess import AnyPreprocessing, ArrayPreprocessing, Preprocessing
-from hemacrypt.plan import KeyGroup, Layout, Parameters, PublicPlan
+from hemacrypt.plan.batch_plan import PublicBatchPlan
+from hemacrypt.plan.bfv_plan import PublicBfvPlan
+from hemacrypt.plan.plan import KeyGroup, Layout, Parameters, PublicPlan
 from hemacrypt.seal.evaluation_keys import largest_key_set
 from hemacrypt.v1 import inference_pb2 as pb
 

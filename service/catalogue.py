@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hemacrypt.batch_plan import BatchPlan
-from hemacrypt.batch_schedule import make_schedule, memory_bytes
-from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.engines import DEFAULT_ENGINE
 from hemacrypt.errors import BundleError
 from hemacrypt.model.bundle import Bundle
-from hemacrypt.plan import Plan
+from hemacrypt.plan.batch_plan import BatchPlan
+from hemacrypt.plan.bfv_plan import BfvPlan
+from hemacrypt.plan.plan import Plan
+from hemacrypt.plan.schedule import make_schedule, memory_bytes
 from hemacrypt.planner import plan_bundle_layouts
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal.evaluation_keys import largest_key_set

@@ -15,9 +15,9 @@ import grpc
 import structlog
 from google.rpc import code_pb2
 
-from hemacrypt.batch_plan import BatchPlan
-from hemacrypt.bfv_plan import BfvPlan
-from hemacrypt.plan import Plan
+from hemacrypt.plan.batch_plan import BatchPlan
+from hemacrypt.plan.bfv_plan import BfvPlan
+from hemacrypt.plan.plan import Plan
 from hemacrypt.planner.report import seeded_ciphertext_bytes
 from hemacrypt.seal import format as sealformat
 from hemacrypt.v1 import inference_pb2 as pb

@@ -25,10 +25,10 @@ from typing import Any
 
 import structlog
 
-from hemacrypt.bfv_plan import BfvLinear, BfvPlan
 from hemacrypt.engines import batch_engine, encrypted_bfv_engine, encrypted_engine
 from hemacrypt.engines.base import BaseEngine
 from hemacrypt.errors import FormatError, HemacryptError, PlanError
+from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan
 from hemacrypt.seal.evaluation_keys import EvaluationKeys, key_set_id
 from service import logs
 from service.catalogue import load_models, why_no_batches

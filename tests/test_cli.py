@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from hemacrypt import __version__
 from hemacrypt.cli import application
 from hemacrypt.model.bundle import Bundle
-from hemacrypt.plan import PRIME_LIMIT, is_prime
+from hemacrypt.plan.plan import PRIME_LIMIT, is_prime
+from hemacrypt.plan.security import LARGEST_MODULUS_BITS
 from hemacrypt.planner import plan_bundle
-from hemacrypt.security import LARGEST_MODULUS_BITS
 
 _COMMANDS = {
     "demo": ("--out", "--limit", "--workers", "--model"),

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hemacrypt.batch_plan import BatchPlan
-from hemacrypt.bfv_batch_plan import BfvBatchPlan
-from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.engines.base import Engine, ExactEngine
 from hemacrypt.engines.clear import ClearEngine
 from hemacrypt.errors import PlanError
-from hemacrypt.plan import Plan
+from hemacrypt.plan.batch_plan import BatchPlan
+from hemacrypt.plan.bfv_batch_plan import BfvBatchPlan
+from hemacrypt.plan.bfv_plan import BfvPlan
+from hemacrypt.plan.plan import Plan
 
 if TYPE_CHECKING:
     from hemacrypt.engines.bfv_batch_seal import BfvBatchSealEngine

@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Generic, TypeVar
 
-from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.errors import FormatError
-from hemacrypt.plan import Plan
+from hemacrypt.plan.bfv_plan import BfvPlan
+from hemacrypt.plan.plan import Plan
 from hemacrypt.seal.evaluation_keys import EvaluationKeys
 
 Keys = TypeVar("Keys")

@@ -12,10 +12,10 @@ from typing import ClassVar
 import numpy as np
 import tenseal.sealapi as seal
 
-from hemacrypt.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
 from hemacrypt.engines.bfv_seal import Bridge
 from hemacrypt.engines.seal import SealKeys, load_keys
 from hemacrypt.errors import FormatError, PlanError
+from hemacrypt.plan.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
 from hemacrypt.seal import io as sealio
 from hemacrypt.seal.evaluation_keys import EvaluationKeys
 from hemacrypt.seal.io import Context, SealObject

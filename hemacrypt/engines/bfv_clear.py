@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
-from hemacrypt.bfv_plan import BfvLinear, BfvPlan, combine, pack_rows, read_rows
 from hemacrypt.errors import PlanError
-from hemacrypt.plan import Turn
+from hemacrypt.plan.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
+from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan, combine, pack_rows, read_rows
+from hemacrypt.plan.plan import Turn
 
 # int64 while a product of two residues fits, Python integers beyond.
 Residues = npt.NDArray[Any]

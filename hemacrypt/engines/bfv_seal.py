@@ -14,11 +14,11 @@ from typing import ClassVar
 
 import tenseal.sealapi as seal
 
-from hemacrypt.bfv_plan import BfvLinear, BfvPlan, BfvSquare, Integers
 from hemacrypt.engines.base import ExactEngine
 from hemacrypt.engines.seal import SealKeys, Turner, load_keys
 from hemacrypt.errors import PlanError
-from hemacrypt.plan import Parameters
+from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan, BfvSquare, Integers
+from hemacrypt.plan.plan import Parameters
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal import io as sealio
 from hemacrypt.seal.evaluation_keys import EvaluationKeys

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from hemacrypt.engines.base import Engine
 from hemacrypt.errors import FormatError
 from hemacrypt.model.network import Array, ComplexArray
-from hemacrypt.plan import JOIN_FACTOR, LinearStep, SquareStep
+from hemacrypt.plan.plan import JOIN_FACTOR, LinearStep, SquareStep
 from hemacrypt.seal.evaluation_keys import EvaluationKeys
 
 

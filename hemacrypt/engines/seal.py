@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import tenseal.sealapi as seal
 
-from hemacrypt.bfv_plan import BfvLinear
 from hemacrypt.engines.base import Engine
 from hemacrypt.model.network import ComplexArray
-from hemacrypt.plan import JOIN_FACTOR, KeyGroup, LinearStep, Parameters, Plan, SquareStep, Turn
+from hemacrypt.plan.bfv_plan import BfvLinear
+from hemacrypt.plan.plan import JOIN_FACTOR, KeyGroup, LinearStep, Parameters, Plan, SquareStep, Turn
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal import io as sealio
 from hemacrypt.seal.evaluation_keys import AnyPublicPlan, EvaluationKeys, LevelKeys

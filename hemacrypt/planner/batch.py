@@ -18,7 +18,10 @@ from itertools import product
 
 import numpy as np
 
-from hemacrypt.batch_plan import (
+from hemacrypt.errors import PlanError
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Entries
+from hemacrypt.plan.batch_plan import (
     LARGEST_ROW,
     LARGEST_WEIGHT,
     BatchLinear,
@@ -27,10 +30,7 @@ from hemacrypt.batch_plan import (
     BatchStep,
     PublicBatchPlan,
 )
-from hemacrypt.errors import PlanError
-from hemacrypt.model.bundle import Bundle
-from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Entries
-from hemacrypt.plan import KeyGroup, Parameters
+from hemacrypt.plan.plan import KeyGroup, Parameters
 from hemacrypt.planner import chain
 from hemacrypt.planner.noise import NoiseModel, rounded_up
 from hemacrypt.planner.scales import HEADROOM_BITS

@@ -16,8 +16,12 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from hemacrypt.bfv_batch_plan import BfvBatchPlan
-from hemacrypt.bfv_plan import (
+from hemacrypt.errors import NetworkError, PlanError
+from hemacrypt.model.bundle import Bundle
+from hemacrypt.model.network import CollapsedNetwork
+from hemacrypt.model.quantise import PRECISION, Exact, QuantisedNetwork, at_scales, quantise
+from hemacrypt.plan.bfv_batch_plan import BfvBatchPlan
+from hemacrypt.plan.bfv_plan import (
     LARGEST_PLAIN_BITS,
     MOST_PLAIN_MODULI,
     BfvLinear,
@@ -29,17 +33,13 @@ from hemacrypt.bfv_plan import (
     centred,
     check_plain_moduli,
 )
-from hemacrypt.errors import NetworkError, PlanError
-from hemacrypt.model.bundle import Bundle
-from hemacrypt.model.network import CollapsedNetwork
-from hemacrypt.model.quantise import PRECISION, Exact, QuantisedNetwork, at_scales, quantise
-from hemacrypt.plan import PRIME_LIMIT, KeyGroup, Layout, Parameters, Turn, is_prime, united
+from hemacrypt.plan.plan import PRIME_LIMIT, KeyGroup, Layout, Parameters, Turn, is_prime, united
+from hemacrypt.plan.security import LARGEST_MODULUS_BITS
 from hemacrypt.planner import chain, costs, limits
 from hemacrypt.planner.bfv_noise import BfvNoiseModel, Noise
 from hemacrypt.planner.choices import Choice, Chooser, Partial, affordable
 from hemacrypt.planner.diagonals import MatrixForm, power_of_two_from
 from hemacrypt.planner.rotations import Split, arrange, splits
-from hemacrypt.security import LARGEST_MODULUS_BITS
 
 Magnitudes = Literal["worst", "measured"]
 

@@ -14,13 +14,19 @@ from typing import Any, Final
 
 import numpy as np
 
-from hemacrypt.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan, BfvBatchSquare, BfvBatchStep, PublicBfvBatchPlan
-from hemacrypt.bfv_plan import BfvSquare, centred
 from hemacrypt.errors import PlanError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork
 from hemacrypt.model.quantise import QuantisedNetwork
-from hemacrypt.plan import KeyGroup, Parameters
+from hemacrypt.plan.bfv_batch_plan import (
+    BfvBatchLinear,
+    BfvBatchPlan,
+    BfvBatchSquare,
+    BfvBatchStep,
+    PublicBfvBatchPlan,
+)
+from hemacrypt.plan.bfv_plan import BfvSquare, centred
+from hemacrypt.plan.plan import KeyGroup, Parameters
 from hemacrypt.planner import bfv, costs
 from hemacrypt.planner.batch import BYTE_MS
 from hemacrypt.planner.bfv_noise import BfvNoiseModel

@@ -31,8 +31,8 @@ from typing import Final
 
 import numpy as np
 
-from hemacrypt.bfv_plan import BfvLinear, BfvSquare, BfvStep, Integers
-from hemacrypt.plan import Parameters
+from hemacrypt.plan.bfv_plan import BfvLinear, BfvSquare, BfvStep, Integers
+from hemacrypt.plan.plan import Parameters
 
 # SEAL's error: centred binomial of 21 + 21 bits.
 _ERROR_VARIANCE: Final = 10.5

@@ -7,14 +7,14 @@ from typing import Any
 
 from rich.console import Console
 
-from hemacrypt.bfv_batch_plan import (
+from hemacrypt.plan.bfv_batch_plan import (
     BfvBatchLinear,
     BfvBatchPlan,
     BfvBatchSquare,
     BfvBatchStep,
     PublicBfvBatchPlan,
 )
-from hemacrypt.bfv_plan import BfvLinear, BfvPlan, BfvStep
+from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan, BfvStep
 from hemacrypt.planner import costs
 from hemacrypt.planner.report import describe_parameters, full_ciphertext_bytes, seeded_ciphertext_bytes, table
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from itertools import islice
 
 from hemacrypt.errors import PlanError
-from hemacrypt.plan import Parameters, is_prime
-from hemacrypt.security import LARGEST_MODULUS_BITS
+from hemacrypt.plan.plan import Parameters, is_prime
+from hemacrypt.plan.security import LARGEST_MODULUS_BITS
 
 # Bits that a prime may have: residues below 2^30 fit 32-bit lanes with two bits to spare for lazy reduction.
 PRIME_BITS = 30

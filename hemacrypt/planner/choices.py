@@ -11,16 +11,7 @@ import numpy as np
 
 from hemacrypt.errors import PlanError
 from hemacrypt.model.network import Array, CollapsedNetwork, ComplexArray, Convolution, Shape
-from hemacrypt.plan import (
-    JOIN_FACTOR,
-    KeyGroup,
-    Layout,
-    LinearStep,
-    Parameters,
-    SquareStep,
-    Term,
-    Turn,
-)
+from hemacrypt.plan.plan import JOIN_FACTOR, KeyGroup, Layout, LinearStep, Parameters, SquareStep, Term, Turn
 from hemacrypt.planner import costs
 from hemacrypt.planner.diagonals import Grid, MatrixForm, forms, image_grids, power_of_two_from
 from hemacrypt.planner.rotations import Split, arrange, splits, turn_groups

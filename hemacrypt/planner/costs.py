@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from hemacrypt.bfv_plan import BfvLinear, BfvStep
-from hemacrypt.plan import KeyGroup, LinearStep, Parameters, Step
+from hemacrypt.plan.bfv_plan import BfvLinear, BfvStep
+from hemacrypt.plan.plan import KeyGroup, LinearStep, Parameters, Step
 
 
 @dataclass(frozen=True)

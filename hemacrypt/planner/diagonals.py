@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemacrypt.model.network import ComplexArray, Convolution, Entries, Linear, Shape
-from hemacrypt.plan import Layout
+from hemacrypt.plan.plan import Layout
 
 Offsets = npt.NDArray[np.int64]
 # A channel is parted into at most the square of this many maps; so many ways of it are tried.

@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from hemacrypt.batch_plan import BatchPlan
-from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.errors import PlanError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork
-from hemacrypt.plan import Plan, united, without_repeats
+from hemacrypt.plan.batch_plan import BatchPlan
+from hemacrypt.plan.bfv_plan import BfvPlan
+from hemacrypt.plan.plan import Plan, united, without_repeats
 from hemacrypt.planner.batch import BYTE_MS, plan_batch
 from hemacrypt.planner.bfv import plan_bfv
 from hemacrypt.planner.build import plan_model

@@ -9,7 +9,7 @@ import numpy as np
 
 from hemacrypt.errors import PlanError
 from hemacrypt.model.network import Array, CollapsedNetwork, Dense, Linear
-from hemacrypt.plan import LinearStep, Parameters, SquareStep, Step
+from hemacrypt.plan.plan import LinearStep, Parameters, SquareStep, Step
 from hemacrypt.planner import chain, costs
 
 # Larger weights come from a training that diverged, or from data that nobody brought to moderate units.

@@ -25,7 +25,7 @@ from typing import Literal
 import numpy as np
 
 from hemacrypt.model.network import Array, ComplexArray, Linear
-from hemacrypt.plan import JOIN_FACTOR, Layout, LinearStep, Parameters, SquareStep, Term
+from hemacrypt.plan.plan import JOIN_FACTOR, Layout, LinearStep, Parameters, SquareStep, Term
 
 # SEAL's error: centred binomial of 21 + 21 bits, standard deviation 3.24 ("noise_standard_deviation" 3.2 rounded up).
 _ERROR_VARIANCE = 10.5

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense, Linear
-from hemacrypt.plan import LinearStep, Plan
+from hemacrypt.plan.plan import LinearStep, Plan
 
 # A share smaller than this is lost in rounding wherever it stands.
 _SMALLEST_SIZE = 2.0**-10

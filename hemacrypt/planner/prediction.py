@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from hemacrypt.model.network import Array, CollapsedNetwork, ComplexArray
-from hemacrypt.plan import JOIN_FACTOR, LinearStep, SquareStep, Step
+from hemacrypt.plan.plan import JOIN_FACTOR, LinearStep, SquareStep, Step
 from hemacrypt.planner import noise, scales
 from hemacrypt.planner.choices import Chosen, prepared_step
 

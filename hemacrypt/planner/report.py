@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hemacrypt.plan import LinearStep, Parameters, Plan
+from hemacrypt.plan.plan import LinearStep, Parameters, Plan
 from hemacrypt.planner.costs import key_bytes, one_key_bytes, plan_ms, step_ms
 from hemacrypt.seal import format as sealformat
 

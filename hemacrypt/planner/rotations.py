@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from hemacrypt.plan import Copy, Term, Turn
+from hemacrypt.plan.plan import Copy, Term, Turn
 from hemacrypt.planner import costs
 from hemacrypt.planner.diagonals import MatrixForm, Offsets
 

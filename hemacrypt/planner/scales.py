@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from hemacrypt.errors import PlanError
-from hemacrypt.plan import Parameters
+from hemacrypt.plan.plan import Parameters
 
 # The last modulus holds logits 2^4 times as large as the largest that calibration saw.
 HEADROOM_BITS = 4

@@ -14,11 +14,11 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from hemacrypt.batch_plan import PublicBatchPlan
-from hemacrypt.bfv_batch_plan import PublicBfvBatchPlan
-from hemacrypt.bfv_plan import PublicBfvPlan
 from hemacrypt.errors import FormatError
-from hemacrypt.plan import KeyGroup, PublicPlan
+from hemacrypt.plan.batch_plan import PublicBatchPlan
+from hemacrypt.plan.bfv_batch_plan import PublicBfvBatchPlan
+from hemacrypt.plan.bfv_plan import PublicBfvPlan
+from hemacrypt.plan.plan import KeyGroup, PublicPlan
 from hemacrypt.seal import format as sealformat
 
 AnyPublicPlan = PublicPlan | PublicBatchPlan | PublicBfvPlan | PublicBfvBatchPlan

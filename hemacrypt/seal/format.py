@@ -26,7 +26,7 @@ import numpy.typing as npt
 import zstandard
 
 from hemacrypt.errors import FormatError
-from hemacrypt.plan import Parameters
+from hemacrypt.plan.plan import Parameters
 
 HEADER: Final = struct.Struct("<HBBBBHQ")
 _MAGIC: Final = 0xA15E
@@ -434,7 +434,7 @@ def relabelled(data: bytes, largest: int, name: bytes, minor: int) -> bytes:
     largest:
         Most bytes that it can have, decompressed.
     name:
-        Its new parms_id; see `hemacrypt.plan.Parameters.parms_id`.
+        Its new parms_id; see `hemacrypt.plan.plan.Parameters.parms_id`.
     minor:
         Minor version of the SEAL that will load it.
 

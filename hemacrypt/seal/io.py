@@ -18,7 +18,7 @@ import numpy.typing as npt
 import tenseal.sealapi as seal
 
 from hemacrypt.errors import FormatError, PlanError
-from hemacrypt.plan import Parameters
+from hemacrypt.plan.plan import Parameters
 from hemacrypt.seal import format as sealformat
 
 # tenseal.sealapi carries no type information: its objects are Any by nature.

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from client_sdk import Client
-from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.engines.base import BaseEngine
 from hemacrypt.engines.bfv_seal import BfvSealEngine
 from hemacrypt.engines.seal import SealEngine, SealKeys
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.model.preprocess import Pixels, Preprocessing
-from hemacrypt.plan import Plan, PublicPlan
+from hemacrypt.plan.bfv_plan import BfvPlan
+from hemacrypt.plan.plan import Plan, PublicPlan
 from hemacrypt.planner import plan_bundle
 from hemacrypt.seal.evaluation_keys import EvaluationKeys, key_set_id
 from hemacrypt.v1 import inference_pb2 as pb

@@ -15,10 +15,10 @@ from google.rpc import code_pb2
 
 from client_sdk import Client, ReplyError, RequestRefusedError
 from client_sdk._exceptions import ServiceUnavailableError
-from hemacrypt.batch_plan import BatchPlan
 from hemacrypt.engines.vector.batch import BatchEngine
 from hemacrypt.errors import ImageError
-from hemacrypt.plan import KeyGroup
+from hemacrypt.plan.batch_plan import BatchPlan
+from hemacrypt.plan.plan import KeyGroup
 from hemacrypt.planner import plan_bundle_layouts
 from hemacrypt.seal.evaluation_keys import EvaluationKeys, key_set_id
 from hemacrypt.v1 import inference_pb2 as pb

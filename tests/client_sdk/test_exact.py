@@ -17,7 +17,7 @@ from client_sdk import Client, ClientError, ReplyError, RequestRefusedError
 from client_sdk._crypto import BfvKeyHolder
 from client_sdk.cli import as_record
 from hemacrypt.model.preprocess import Pixels
-from hemacrypt.plan import united
+from hemacrypt.plan.plan import united
 from hemacrypt.planner.chain import primes_below
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.wire import bfv_plan_to_message, digest

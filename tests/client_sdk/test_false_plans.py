@@ -17,9 +17,9 @@ from client_sdk import Client, ClientError, ReplyError
 from hemacrypt.errors import HemacryptError, PlanError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.preprocess import Pixels
-from hemacrypt.plan import PublicPlan, is_prime
+from hemacrypt.plan.plan import PublicPlan, is_prime
+from hemacrypt.plan.security import LARGEST_MODULUS_BITS
 from hemacrypt.planner import plan_bundle
-from hemacrypt.security import LARGEST_MODULUS_BITS
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.wire import (
     plan_from_message,

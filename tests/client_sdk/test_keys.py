@@ -15,7 +15,7 @@ from client_sdk import _keys as keys_module
 from client_sdk._crypto import KeyHolder
 from client_sdk._keys import KeyDirectory
 from hemacrypt.model.network import CollapsedNetwork, Dense
-from hemacrypt.plan import PublicPlan
+from hemacrypt.plan.plan import PublicPlan
 from hemacrypt.planner import plan_network
 from hemacrypt.seal.evaluation_keys import EvaluationKeys, key_set_id
 from tests.client_sdk.conftest import Small

@@ -23,7 +23,7 @@ from hemacrypt.embedded import SampleCell, bundle_path
 from hemacrypt.errors import ImageError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Dense
-from hemacrypt.plan import Layout, PublicPlan
+from hemacrypt.plan.plan import Layout, PublicPlan
 from hemacrypt.planner import plan_network
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal import io as sealio

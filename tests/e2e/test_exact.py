@@ -15,9 +15,9 @@ from grpc import RpcError, StatusCode
 from grpc_status import rpc_status
 
 from client_sdk import Client
-from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.embedded import SampleCell
 from hemacrypt.model.bundle import Bundle
+from hemacrypt.plan.bfv_plan import BfvPlan
 from hemacrypt.planner import plan_bundle_layouts
 from hemacrypt.planner.bfv import quantised_for
 from hemacrypt.seal.evaluation_keys import EvaluationKeys

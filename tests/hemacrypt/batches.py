@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from client_sdk._crypto import BatchKeyHolder
-from hemacrypt.batch_plan import BatchPlan
 from hemacrypt.engines.vector.batch import BatchEngine, BatchKeys
 from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.plan.batch_plan import BatchPlan
 from hemacrypt.planner.batch import plan_batch
 from hemacrypt.seal.evaluation_keys import EvaluationKeys
 

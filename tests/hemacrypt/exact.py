@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import tenseal.sealapi as seal
 
-from hemacrypt.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
-from hemacrypt.bfv_plan import BfvLinear, BfvPlan, BfvStep, pack_rows, read_rows
-from hemacrypt.plan import Parameters, Turn
+from hemacrypt.plan.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
+from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan, BfvStep, pack_rows, read_rows
+from hemacrypt.plan.plan import Parameters, Turn
 
 SealObject = Any
 

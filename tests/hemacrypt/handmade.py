@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.bfv_plan import BfvLinear, BfvPlan, BfvSquare, BfvStep, Integers, PublicBfvPlan, centred
-from hemacrypt.plan import Copy, KeyGroup, Layout, Parameters, Term, Turn, is_prime
+from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan, BfvSquare, BfvStep, Integers, PublicBfvPlan, centred
+from hemacrypt.plan.plan import Copy, KeyGroup, Layout, Parameters, Term, Turn, is_prime
 
 
 def primes_of(degree: int, bits: int, count: int, avoid: Sequence[int] = ()) -> tuple[int, ...]:

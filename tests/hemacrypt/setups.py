@@ -15,7 +15,7 @@ from client_sdk._crypto import KeyHolder
 from hemacrypt.engines.seal import SealEngine, SealKeys
 from hemacrypt.engines.vector.engine import VectorEngine, VectorKeys
 from hemacrypt.model.network import CollapsedNetwork
-from hemacrypt.plan import Plan
+from hemacrypt.plan.plan import Plan
 from hemacrypt.planner import plan_network
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal import io as sealio

@@ -7,18 +7,18 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from hemacrypt.batch_plan import BatchLinear
 from hemacrypt.errors import PlanError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
-from hemacrypt.plan import Parameters
+from hemacrypt.plan.batch_plan import BatchLinear
+from hemacrypt.plan.plan import Parameters
+from hemacrypt.plan.security import check_security
 from hemacrypt.planner import batch as planner
 from hemacrypt.planner import plan_bundle, plan_network
 from hemacrypt.planner.batch import plan_batch, plan_batch_bundle
 from hemacrypt.planner.chain import choose_parameters, primes_below
 from hemacrypt.planner.layouts import compare_layouts
 from hemacrypt.planner.scales import HEADROOM_BITS
-from hemacrypt.security import check_security
 from tests.hemacrypt.batches import random_network
 
 

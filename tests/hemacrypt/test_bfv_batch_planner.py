@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hemacrypt.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
 from hemacrypt.embedded import bundle_path
 from hemacrypt.engines.bfv_clear import batch_integers
 from hemacrypt.errors import PlanError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Dense
+from hemacrypt.plan.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
 from hemacrypt.planner import plan_model
 from hemacrypt.planner.bfv import quantised_for
 from hemacrypt.planner.bfv_batch import plan_bfv_batch

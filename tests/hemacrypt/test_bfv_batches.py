@@ -11,14 +11,14 @@ import pytest
 import tenseal.sealapi as seal
 
 from client_sdk._crypto import BfvBatchKeyHolder
-from hemacrypt.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan, BfvBatchSquare
 from hemacrypt.embedded import bundle_path
 from hemacrypt.engines import ENCRYPTED_ENGINES, exact_batch_engine
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.model.quantise import QuantisedNetwork, at_scales
-from hemacrypt.plan import KeyGroup
+from hemacrypt.plan.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan, BfvBatchSquare
+from hemacrypt.plan.plan import KeyGroup
 from hemacrypt.planner.bfv_batch import plan_bfv_batch, plan_bfv_batch_bundle
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal import io as sealio

@@ -12,12 +12,12 @@ import pytest
 import tenseal.sealapi as seal
 
 from client_sdk._crypto import BfvKeyHolder, KeyHolder
-from hemacrypt.bfv_plan import BfvLinear, BfvPlan, pack_rows
 from hemacrypt.engines import ENCRYPTED_ENGINES, ExactEngine, encrypted_bfv_engine
 from hemacrypt.engines.vector.engine import VectorEngine
 from hemacrypt.engines.vector.exact import BfvVectorEngine
 from hemacrypt.errors import FormatError, PlanError
-from hemacrypt.plan import united
+from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan, pack_rows
+from hemacrypt.plan.plan import united
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal import io as sealio
 from hemacrypt.seal.evaluation_keys import EvaluationKeys

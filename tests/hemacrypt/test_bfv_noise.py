@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hemacrypt.bfv_plan import BfvLinear, BfvPlan, BfvSquare
 from hemacrypt.embedded import bundle_path
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
-from hemacrypt.plan import Turn
+from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan, BfvSquare
+from hemacrypt.plan.plan import Turn
 from hemacrypt.planner.bfv import plan_bfv, plan_bfv_bundle, quantised_for
 from hemacrypt.planner.bfv_noise import BfvNoiseModel, Noise, period_of
 from hemacrypt.planner.chain import choose_parameters

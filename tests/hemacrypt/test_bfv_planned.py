@@ -10,10 +10,10 @@ import pytest
 
 from client_sdk._crypto import BfvKeyHolder, KeyHolder
 from hemacrypt import embedded
-from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.engines import ENCRYPTED_ENGINES, encrypted_bfv_engine, encrypted_engine
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
+from hemacrypt.plan.bfv_plan import BfvPlan
 from hemacrypt.planner import plan_bundle
 from hemacrypt.planner.bfv import plan_bfv, plan_bfv_bundle, quantised_for
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hemacrypt.bfv_plan import BfvLinear, BfvPlan
 from hemacrypt.embedded import bundle_path, sample
 from hemacrypt.engines.bfv_clear import ClearBfvEngine, combine
 from hemacrypt.errors import PlanError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense, Linear
+from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan
 from hemacrypt.planner import plan_model
 from hemacrypt.planner.bfv import plan_bfv, plan_bfv_bundle, quantised_for
 from hemacrypt.planner.bfv_noise import BfvNoiseModel

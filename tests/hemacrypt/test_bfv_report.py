@@ -11,10 +11,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from hemacrypt import cli
-from hemacrypt.bfv_plan import BfvPlan
 from hemacrypt.embedded import bundle_path
 from hemacrypt.errors import PlanError
 from hemacrypt.model.bundle import Bundle
+from hemacrypt.plan.bfv_plan import BfvPlan
 from hemacrypt.planner.bfv import plan_bfv_bundle
 from hemacrypt.planner.bfv_batch import plan_bfv_batch_bundle
 from hemacrypt.planner.bfv_report import bits_of, describe_bfv, show_bfv

@@ -14,7 +14,7 @@ from hemacrypt.engines import encrypted_engine
 from hemacrypt.errors import FormatError, ImageError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import Array
-from hemacrypt.plan import Plan
+from hemacrypt.plan.plan import Plan
 from hemacrypt.planner import plan_bundle
 from tests.hemacrypt.search import Floats, Search
 

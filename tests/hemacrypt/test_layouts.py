@@ -13,7 +13,7 @@ from hemacrypt.cli import application
 from hemacrypt.errors import PlanError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Dense
-from hemacrypt.plan import PRIME_LIMIT
+from hemacrypt.plan.plan import PRIME_LIMIT
 from hemacrypt.planner import KEY_BUDGET, plan_bundle, plan_bundle_layouts, plan_layouts
 from hemacrypt.planner.costs import key_bytes
 from hemacrypt.planner.layouts import Layouts, compare_layouts, describe_comparison

@@ -10,7 +10,7 @@ import pytest
 import tenseal.sealapi as seal
 
 from hemacrypt.engines import clear
-from hemacrypt.plan import LinearStep, Parameters, SquareStep
+from hemacrypt.plan.plan import LinearStep, Parameters, SquareStep
 from hemacrypt.planner import noise
 from hemacrypt.planner.chain import choose_parameters
 from hemacrypt.seal import io as sealio

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hemacrypt.engines.clear import ClearEngine
 from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense, Linear
-from hemacrypt.plan import LinearStep, Plan
+from hemacrypt.plan.plan import LinearStep, Plan
 from hemacrypt.planner import plan_network
 from hemacrypt.planner.normalise import normalised
 from tests.hemacrypt.families import member

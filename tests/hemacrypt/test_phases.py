@@ -7,7 +7,7 @@ import pytest
 
 from hemacrypt.engines.clear import ClearEngine
 from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense, Shape
-from hemacrypt.plan import LinearStep
+from hemacrypt.plan.plan import LinearStep
 from hemacrypt.planner import plan_network
 from hemacrypt.planner.diagonals import Grid, forms, image_grid, image_grids
 

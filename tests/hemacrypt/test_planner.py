@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hemacrypt.engines.clear import ClearEngine
 from hemacrypt.errors import PlanError
 from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense, Linear, Shape
-from hemacrypt.plan import Copy, Layout, LinearStep, Plan, SquareStep, Turn, key_groups
+from hemacrypt.plan.plan import Copy, Layout, LinearStep, Plan, SquareStep, Turn, key_groups
+from hemacrypt.plan.security import LARGEST_MODULUS_BITS
 from hemacrypt.planner import plan_network
 from hemacrypt.planner.diagonals import forms, image_grid
-from hemacrypt.security import LARGEST_MODULUS_BITS
 from tests.hemacrypt.setups import Setup
 
 

@@ -12,7 +12,7 @@ from client_sdk._crypto import KeyHolder
 from hemacrypt.engines import ClearEngine, encrypted_engine
 from hemacrypt.errors import PlanError
 from hemacrypt.model.network import Array, CollapsedNetwork
-from hemacrypt.plan import Plan
+from hemacrypt.plan.plan import Plan
 from hemacrypt.planner import plan_network
 from tests.hemacrypt.families import Member, member
 

@@ -16,7 +16,7 @@ from hemacrypt.embedded import bundle_path
 from hemacrypt.errors import PlanError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense, Linear
-from hemacrypt.plan import Layout, LinearStep, Plan, Turn, united
+from hemacrypt.plan.plan import Layout, LinearStep, Plan, Turn, united
 from hemacrypt.planner import KEY_BUDGET, costs, noise, plan_model, plan_network
 from hemacrypt.planner.choices import WORTH_A_MEGABYTE, Chooser
 from hemacrypt.planner.diagonals import Grid, MatrixForm, forms, image_grid

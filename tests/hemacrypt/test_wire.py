@@ -13,7 +13,7 @@ import pytest
 from hemacrypt import wire
 from hemacrypt.errors import PlanError
 from hemacrypt.model.preprocess import ArrayPreprocessing, Preprocessing
-from hemacrypt.plan import PublicPlan
+from hemacrypt.plan.plan import PublicPlan
 from hemacrypt.v1 import inference_pb2 as pb
 from tests.hemacrypt.setups import Setup
 

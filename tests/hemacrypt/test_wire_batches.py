@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from hemacrypt import wire
-from hemacrypt.batch_plan import PublicBatchPlan
 from hemacrypt.errors import PlanError
 from hemacrypt.model.preprocess import Preprocessing
+from hemacrypt.plan.batch_plan import PublicBatchPlan
 from hemacrypt.planner import plan_layouts
 from hemacrypt.v1 import inference_pb2 as pb
 from tests.hemacrypt.batches import random_network

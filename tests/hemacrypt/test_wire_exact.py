@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from hemacrypt import wire
-from hemacrypt.bfv_plan import PublicBfvPlan
 from hemacrypt.errors import PlanError
 from hemacrypt.model.preprocess import Preprocessing
-from hemacrypt.plan import Layout, PublicPlan
+from hemacrypt.plan.bfv_plan import PublicBfvPlan
+from hemacrypt.plan.plan import Layout, PublicPlan
 from hemacrypt.planner.chain import primes_below
 from hemacrypt.v1 import inference_pb2 as pb
 from tests.hemacrypt.setups import Setup

@@ -1,6 +1,6 @@
 """Evaluating a batch plan: thousands of images at once, one value in each ciphertext.
 
-Ciphertexts come one after the other in the plan's order and are used once; see `hemacrypt.batch_schedule`. Affine maps
+Ciphertexts come one after the other in the plan's order and are used once; see `hemacrypt.plan.schedule`. Affine maps
 are integer matrix products over residues, squares and key switches are SEAL's to the bit, and no step depends on how
 the work is shared among threads, so neither do the replies.
 """
@@ -17,14 +17,14 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from hemacrypt.batch_plan import BatchLinear, BatchPlan
-from hemacrypt.batch_schedule import LayerSchedule, make_schedule, memory_bytes
-from hemacrypt.bfv_batch_plan import BfvBatchPlan
 from hemacrypt.engines.vector import kernels, products
 from hemacrypt.engines.vector.evaluator import Evaluator, expand, switching_key
 from hemacrypt.engines.vector.ntt import Words
 from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.errors import FormatError, PlanError
+from hemacrypt.plan.batch_plan import BatchLinear, BatchPlan
+from hemacrypt.plan.bfv_batch_plan import BfvBatchPlan
+from hemacrypt.plan.schedule import LayerSchedule, make_schedule, memory_bytes
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal.evaluation_keys import EvaluationKeys
 

@@ -34,7 +34,7 @@ from hemacrypt.engines.vector.layers import (
 from hemacrypt.engines.vector.ntt import Words
 from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.engines.vector.team import Team
-from hemacrypt.plan import JOIN_FACTOR, LinearStep, Plan, SquareStep, Turn
+from hemacrypt.plan.plan import JOIN_FACTOR, LinearStep, Plan, SquareStep, Turn
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal.evaluation_keys import EvaluationKeys
 

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import numpy as np
 import tenseal.sealapi as seal
 
-from hemacrypt.bfv_plan import BfvLinear, BfvPlan, BfvSquare, Integers
 from hemacrypt.engines.base import ExactEngine
 from hemacrypt.engines.vector import turns
 from hemacrypt.engines.vector.layers import (
@@ -42,6 +41,7 @@ from hemacrypt.engines.vector.scaling import (
 )
 from hemacrypt.engines.vector.team import Team, meet
 from hemacrypt.errors import PlanError
+from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan, BfvSquare, Integers
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal import io as sealio
 from hemacrypt.seal.evaluation_keys import EvaluationKeys

@@ -13,9 +13,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from hemacrypt.batch_schedule import LayerSchedule, make_schedule, memory_bytes
-from hemacrypt.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
-from hemacrypt.bfv_plan import BfvSquare
 from hemacrypt.engines.vector.batch import Arithmetic, Evaluation, check_exhausted
 from hemacrypt.engines.vector.evaluator import Evaluator, expand
 from hemacrypt.engines.vector.exact import ExactPart, reserve_square
@@ -25,6 +22,9 @@ from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.engines.vector.scaling import Scaling, to_coefficients_all, to_values_all
 from hemacrypt.engines.vector.team import Team
 from hemacrypt.errors import PlanError
+from hemacrypt.plan.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
+from hemacrypt.plan.bfv_plan import BfvSquare
+from hemacrypt.plan.schedule import LayerSchedule, make_schedule, memory_bytes
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal.evaluation_keys import EvaluationKeys
 

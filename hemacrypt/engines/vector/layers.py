@@ -18,14 +18,14 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.bfv_plan import BfvLinear, BfvSquare, PublicBfvPlan
 from hemacrypt.engines.vector import kernels, turns
 from hemacrypt.engines.vector.blake2xb import Expansion
 from hemacrypt.engines.vector.evaluator import switching_key
 from hemacrypt.engines.vector.ntt import Words
 from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.engines.vector.team import BrokenTeamError, Team
-from hemacrypt.plan import LinearStep, Parameters, PublicPlan, SquareStep, Term
+from hemacrypt.plan.bfv_plan import BfvLinear, BfvSquare, PublicBfvPlan
+from hemacrypt.plan.plan import LinearStep, Parameters, PublicPlan, SquareStep, Term
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal.evaluation_keys import EvaluationKeys
 

@@ -14,9 +14,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from hemacrypt.batch_schedule import ROWS
 from hemacrypt.engines.vector.lanes import LANES, Wide, load, reduced, spread, spread_wide, store, under
 from hemacrypt.engines.vector.modular import below, intrinsic, kernel, shoup_product
+from hemacrypt.plan.schedule import ROWS
 
 # Residues of each input that are worked on at a time: those of a chunk then stay in the second-level cache.
 BLOCK: Final = 256
@@ -128,7 +128,7 @@ def multiply(
     first, last:
         Range of residues, multiples of `BLOCK`.
     groups, columns, weights:
-        As in `hemacrypt.batch_schedule.Chunk`; no group is without columns.
+        As in `hemacrypt.plan.schedule.Chunk`; no group is without columns.
     places:
         Where the sum of each row begins in ``out``, counted in residues.
     kept:

@@ -13,7 +13,7 @@ from hemacrypt.engines.vector.modular import shoup_of
 from hemacrypt.engines.vector.ntt import Words, bit_reversed, make_tables
 from hemacrypt.errors import PlanError
 from hemacrypt.model.network import Array, ComplexArray
-from hemacrypt.plan import Parameters
+from hemacrypt.plan.plan import Parameters
 
 
 def tables_of(primes: Sequence[int], degree: int) -> tuple[Any, ...]:

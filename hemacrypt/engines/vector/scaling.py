@@ -26,7 +26,7 @@ from hemacrypt.engines.vector.modular import below, kernel, montgomery, share, s
 from hemacrypt.engines.vector.ring import Ring, tables_of
 from hemacrypt.engines.vector.team import meet
 from hemacrypt.engines.vector.turns import relinearise_lowered
-from hemacrypt.plan import PRIME_LIMIT, Parameters, is_prime
+from hemacrypt.plan.plan import PRIME_LIMIT, Parameters, is_prime
 
 # Bits of a fraction in fixed point: sums of 64 of them, the most primes there can be, fit 64 bits.
 _FRACTION = 58

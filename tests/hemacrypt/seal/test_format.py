@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hemacrypt.errors import FormatError
-from hemacrypt.plan import Parameters
+from hemacrypt.plan.plan import Parameters
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal import io as sealio
 from tests.hemacrypt.setups import Setup

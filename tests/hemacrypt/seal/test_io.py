@@ -14,7 +14,7 @@ import tenseal.sealapi as seal
 
 from client_sdk._crypto import KeyHolder
 from hemacrypt.errors import FormatError, PlanError
-from hemacrypt.plan import Turn
+from hemacrypt.plan.plan import Turn
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal import io as sealio
 from tests.hemacrypt.setups import Setup

@@ -26,13 +26,13 @@ from hemacrypt.engines.vector.engine import VectorEngine
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.model.preprocess import Preprocessing
-from hemacrypt.plan import KeyGroup, Layout, Parameters, Plan, PublicPlan
+from hemacrypt.plan.plan import KeyGroup, Layout, Parameters, Plan, PublicPlan
+from hemacrypt.plan.security import LARGEST_MODULUS_BITS
 from hemacrypt.planner import plan_network
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal import io as sealio
 from hemacrypt.seal.evaluation_keys import EvaluationKeys, LevelKeys
 from hemacrypt.seal.format import HEADER, Residues
-from hemacrypt.security import LARGEST_MODULUS_BITS
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.wire import digest, plan_from_message, plan_to_message
 from tests.hemacrypt.handmade import handmade

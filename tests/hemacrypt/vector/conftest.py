@@ -13,7 +13,7 @@ import tenseal.sealapi as seal
 
 from hemacrypt.engines.vector.evaluator import Evaluator, switching_key
 from hemacrypt.engines.vector.ring import Ring
-from hemacrypt.plan import Parameters
+from hemacrypt.plan.plan import Parameters
 from hemacrypt.planner.chain import choose_parameters
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal import io as sealio

@@ -12,13 +12,13 @@ import pytest
 import tenseal.sealapi as seal
 
 from client_sdk._crypto import BatchKeyHolder, KeyHolder
-from hemacrypt.batch_plan import BatchLinear, BatchPlan
 from hemacrypt.engines.vector import kernels, products
 from hemacrypt.engines.vector.batch import BatchEngine
 from hemacrypt.engines.vector.engine import VectorEngine
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.model.network import CollapsedNetwork, Dense
-from hemacrypt.plan import KeyGroup
+from hemacrypt.plan.batch_plan import BatchLinear, BatchPlan
+from hemacrypt.plan.plan import KeyGroup
 from hemacrypt.planner import plan_layouts
 from hemacrypt.planner.batch import plan_batch
 from hemacrypt.seal import format as sealformat

@@ -12,7 +12,7 @@ import pytest
 
 from hemacrypt.engines.vector import kernels
 from hemacrypt.engines.vector.ring import Ring
-from hemacrypt.plan import Parameters
+from hemacrypt.plan.plan import Parameters
 from hemacrypt.planner.chain import primes_below
 
 Words = npt.NDArray[np.uint32]

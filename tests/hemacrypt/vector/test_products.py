@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hemacrypt.batch_plan import LARGEST_ROW
-from hemacrypt.batch_schedule import ROWS, _group
 from hemacrypt.engines.vector import products
 from hemacrypt.engines.vector.ring import Ring
+from hemacrypt.plan.batch_plan import LARGEST_ROW
+from hemacrypt.plan.schedule import ROWS, _group
 from hemacrypt.planner.chain import choose_parameters
 
 _FEW = settings(max_examples=15, deadline=None, derandomize=True, database=None)

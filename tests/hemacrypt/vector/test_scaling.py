@@ -9,7 +9,7 @@ import pytest
 
 from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.engines.vector.scaling import Scaling, auxiliary_primes, convert
-from hemacrypt.plan import Parameters
+from hemacrypt.plan.plan import Parameters
 from tests.hemacrypt.handmade import chain, primes_of
 
 CASES = [(1024, 1, 17), (4096, 2, 17), (8192, 6, 20), (16384, 13, 40)]

@@ -15,7 +15,7 @@ from hemacrypt.engines.vector.engine import VectorEngine, VectorKeys
 from hemacrypt.errors import FormatError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
-from hemacrypt.plan import Plan
+from hemacrypt.plan.plan import Plan
 from hemacrypt.planner import plan_bundle, plan_network
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal.evaluation_keys import EvaluationKeys, LevelKeys

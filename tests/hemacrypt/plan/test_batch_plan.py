@@ -8,11 +8,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from hemacrypt.batch_plan import LARGEST_ROW, BatchLinear, BatchPlan
-from hemacrypt.batch_schedule import CHUNK, ROWS, LayerSchedule, make_schedule, memory_bytes
 from hemacrypt.errors import PlanError
 from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
-from hemacrypt.plan import PublicPlan
+from hemacrypt.plan.batch_plan import LARGEST_ROW, BatchLinear, BatchPlan
+from hemacrypt.plan.plan import PublicPlan
+from hemacrypt.plan.schedule import CHUNK, ROWS, LayerSchedule, make_schedule, memory_bytes
 from hemacrypt.planner import plan_network
 from hemacrypt.planner.batch import plan_batch
 from tests.hemacrypt.batches import random_network

@@ -3,8 +3,8 @@
 The layout of CryptoNets (Gilad-Bachrach et al., "CryptoNets: applying neural networks to encrypted data with high
 throughput and accuracy", 2016): input value i of up to N / 2 images fills the slots of ciphertext i. Nothing is ever
 rotated. A weight is the same in all slots, so its plaintext is a constant, the same integer modulo every prime in every
-place, and an affine map is a product of an integer matrix with ciphertexts. Plain data, as `hemacrypt.plan` is: the
-planner writes it, engines and clients read it.
+place, and an affine map is a product of an integer matrix with ciphertexts. Plain data, as `hemacrypt.plan.plan` is:
+the planner writes it, engines and clients read it.
 
 A square makes three polynomials of two. Relinearisation may follow at once, or — being linear — after the next affine
 map, which often has far fewer outputs than inputs. Rescales, too, stand where they are worth their time: none to two
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from hemacrypt.errors import PlanError
 from hemacrypt.model.network import Array
-from hemacrypt.plan import KeyGroup, Parameters, check_key_groups, digest, requirements_id
+from hemacrypt.plan.plan import KeyGroup, Parameters, check_key_groups, digest, requirements_id
 
 Numbers = npt.NDArray[np.int64]
 

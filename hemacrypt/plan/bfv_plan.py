@@ -1,9 +1,9 @@
-"""The plan of an exact evaluation: how a quantised network runs under BFV. Plain data, as `hemacrypt.plan` is.
+"""The plan of an exact evaluation: how a quantised network runs under BFV. Plain data, as `hemacrypt.plan.plan` is.
 
 A BFV ciphertext with a batching-friendly plaintext modulus t holds N integers modulo t in two rows of N / 2 slots. The
 automorphisms are those of CKKS: X -> X^(3^k) rotates both rows by k to the left, and X -> X^(-1), which conjugates
 there, exchanges the rows (Smart and Vercauteren, "Fully homomorphic SIMD operations", 2014). So layouts and turns are
-those of `hemacrypt.plan` with a *row* in place of a part: `Layout.imaginary` means the second row.
+those of `hemacrypt.plan.plan` with a *row* in place of a part: `Layout.imaginary` means the second row.
 
 Integers that no t holds are evaluated modulo several plaintext moduli, one ciphertext each, and put together by the
 Chinese remainder theorem (CryptoNets, section 5.1). The ring, the modulus chain, the secret key and the evaluation keys
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemacrypt.errors import PlanError
-from hemacrypt.plan import (
+from hemacrypt.plan.plan import (
     Copy,
     KeyGroup,
     Layout,
@@ -43,7 +43,7 @@ MOST_PLAIN_MODULI = 16
 
 @dataclass(frozen=True, eq=False)
 class BfvLinear:
-    """An affine map over integers; the meaning of copies, giants and turns is that of `hemacrypt.plan.LinearStep`.
+    """An affine map over integers; the meaning of copies, giants and turns is that of `hemacrypt.plan.plan.LinearStep`.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class BfvLinear:
     inputs:
         Number of input ciphertexts of each plaintext modulus.
     copies, giants, giant_step, turns:
-        As in `hemacrypt.plan.LinearStep`.
+        As in `hemacrypt.plan.plan.LinearStep`.
     diagonals:
         int64, shape (number, 2, slots): integers for both rows, the same for all plaintext moduli.
     bias:
@@ -111,7 +111,7 @@ class PublicBfvPlan:
     Attributes
     ----------
     model, labels, preprocessing_digest:
-        As in `hemacrypt.plan.PublicPlan`.
+        As in `hemacrypt.plan.plan.PublicPlan`.
     parameters:
         Degree and modulus chain, shared with CKKS.
     plain_moduli:

@@ -1,8 +1,8 @@
 """The plan of an exact batch: one value of the network in each ciphertext, one image in each of N slots.
 
-CryptoNets' own layout and scheme. As in `hemacrypt.batch_plan` nothing is rotated and a weight is a constant: under BFV
-an integer that multiplies the noise by itself alone, not by the plaintext modulus. So only squares cost much noise
-budget, and fewer, larger plaintext moduli serve. Both rows hold images: N of them, twice as many as under CKKS.
+CryptoNets' own layout and scheme. As in `hemacrypt.plan.batch_plan` nothing is rotated and a weight is a constant:
+under BFV an integer that multiplies the noise by itself alone, not by the plaintext modulus. So only squares cost much
+noise budget, and fewer, larger plaintext moduli serve. Both rows hold images: N of them, twice as many as under CKKS.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.batch_plan import LARGEST_ROW, LARGEST_WEIGHT, Numbers
-from hemacrypt.bfv_plan import check_exact_numbers, check_plain_moduli
 from hemacrypt.errors import PlanError
-from hemacrypt.plan import KeyGroup, Parameters, check_key_groups, digest
+from hemacrypt.plan.batch_plan import LARGEST_ROW, LARGEST_WEIGHT, Numbers
+from hemacrypt.plan.bfv_plan import check_exact_numbers, check_plain_moduli
+from hemacrypt.plan.plan import KeyGroup, Parameters, check_key_groups, digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +110,9 @@ class PublicBfvBatchPlan:
     Attributes
     ----------
     model, labels, parameters, preprocessing_digest:
-        As in `hemacrypt.batch_plan.PublicBatchPlan`.
+        As in `hemacrypt.plan.batch_plan.PublicBatchPlan`.
     plain_moduli, input_scale, output_scale, largest_logit, proven, quantisation_error:
-        As in `hemacrypt.bfv_plan.PublicBfvPlan`.
+        As in `hemacrypt.plan.bfv_plan.PublicBfvPlan`.
     input_order:
         Ciphertext k of each plaintext modulus holds input value ``input_order[k]``.
     input_level, output_level:
@@ -235,7 +235,7 @@ class BfvBatchPlan:
     steps:
         Linear, Square, Linear, …
     noise_budgets, step_magnitudes, step_measured, reasons, weight_scales:
-        As in `hemacrypt.bfv_plan.BfvPlan`.
+        As in `hemacrypt.plan.bfv_plan.BfvPlan`.
     estimated_ms:
         Predicted milliseconds on one core for a whole batch, however many of its slots are used.
     """

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from hemacrypt.errors import PlanError
 from hemacrypt.model.network import Array, ComplexArray
-from hemacrypt.security import LARGEST_MODULUS_BITS, check_security
+from hemacrypt.plan.security import LARGEST_MODULUS_BITS, check_security
 
 PRIME_LIMIT = 1 << 30
 # Large logits have a scale below one; one below this cannot be meant.

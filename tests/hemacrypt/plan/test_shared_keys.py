@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from client_sdk._crypto import BatchKeyHolder, KeyHolder
-from hemacrypt.bfv_plan import BfvLinear, BfvPlan, BfvSquare
 from hemacrypt.engines.bfv_seal import BfvSealEngine
 from hemacrypt.engines.seal import SealEngine
 from hemacrypt.engines.vector.batch import BatchEngine
@@ -17,7 +16,8 @@ from hemacrypt.engines.vector.engine import VectorEngine
 from hemacrypt.engines.vector.exact import BfvVectorEngine
 from hemacrypt.errors import PlanError
 from hemacrypt.model.network import CollapsedNetwork, Dense
-from hemacrypt.plan import KeyGroup, LinearStep, Plan, Turn, united, without_repeats
+from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan, BfvSquare
+from hemacrypt.plan.plan import KeyGroup, LinearStep, Plan, Turn, united, without_repeats
 from hemacrypt.planner import layouts as planning
 from hemacrypt.planner import plan_layouts
 from hemacrypt.planner.bfv import plan_bfv, quantised_for

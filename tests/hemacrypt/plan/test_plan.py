@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hemacrypt.errors import PlanError
-from hemacrypt.plan import (
+from hemacrypt.plan.plan import (
     JOIN_FACTOR,
     Copy,
     KeyGroup,
@@ -30,8 +30,8 @@ from hemacrypt.plan import (
     key_groups,
     united,
 )
+from hemacrypt.plan.security import LARGEST_MODULUS_BITS, check_security
 from hemacrypt.seal import io as sealio
-from hemacrypt.security import LARGEST_MODULUS_BITS, check_security
 from tests.hemacrypt.setups import Setup
 
 # The largest primes below 2^30 that are 1 modulo 16384, from SEAL's own search.

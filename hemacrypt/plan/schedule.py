@@ -15,8 +15,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.batch_plan import BatchLinear, BatchPlan, Numbers
-from hemacrypt.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
+from hemacrypt.plan.batch_plan import BatchLinear, BatchPlan, Numbers
+from hemacrypt.plan.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
 
 # Values that are brought to the next layer at once. More share a reduction, fewer take less memory.
 CHUNK: Final = 192

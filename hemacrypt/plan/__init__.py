@@ -1,0 +1,1 @@
+"""The plan: how one network runs under encryption, as plain data."""
