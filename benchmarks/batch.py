@@ -36,7 +36,7 @@ from hemacrypt.engines.vector.batch import BatchEngine
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
 from hemacrypt.model.preprocess import read_pixels
-from hemacrypt.planner.batch import plan_batch
+from hemacrypt.planner.throughput.ckks import plan_batch
 
 Images = npt.NDArray[np.float64]
 

@@ -37,7 +37,7 @@ from hemacrypt.model.network import Array
 from hemacrypt.plan.bfv_plan import BfvPlan, PublicBfvPlan
 from hemacrypt.plan.plan import Plan
 from hemacrypt.planner import plan_bundle_layouts
-from hemacrypt.planner.bfv import plan_bfv, quantised_for
+from hemacrypt.planner.latency.bfv import plan_bfv, quantised_for
 from hemacrypt.seal.evaluation_keys import EvaluationKeys
 
 Keep = Callable[[Scheme, Sequence["Outcome | None"]], None]

@@ -66,17 +66,17 @@ def plan(
     from hemacrypt.errors import PlanError
     from hemacrypt.model.bundle import Bundle
     from hemacrypt.planner import plan_bundle_layouts
-    from hemacrypt.planner.layouts import describe_comparison, show_comparison
-    from hemacrypt.planner.picture import draw_plan
-    from hemacrypt.planner.report import describe, show
+    from hemacrypt.planner.offer import describe_comparison, show_comparison
+    from hemacrypt.planner.report.ckks import describe, show
+    from hemacrypt.planner.report.picture import draw_plan
 
     budget = None if key_budget_mb is None else round(key_budget_mb * 1e6)
     if scheme == "bfv" and precision is not None:
         raise PlanError("a precision is chosen for CKKS only: under BFV integers are exact; leave it out")
     if scheme == "bfv":
-        from hemacrypt.planner.bfv import plan_bfv_bundle
-        from hemacrypt.planner.bfv_batch import plan_bfv_batch_bundle
-        from hemacrypt.planner.bfv_report import ExactPlan, describe_bfv, show_bfv
+        from hemacrypt.planner.latency.bfv import plan_bfv_bundle
+        from hemacrypt.planner.report.bfv import ExactPlan, describe_bfv, show_bfv
+        from hemacrypt.planner.throughput.bfv import plan_bfv_batch_bundle
 
         read, moduli = Bundle.read(find_bundle(bundle)), _integers(plain_moduli)
         exact: ExactPlan

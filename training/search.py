@@ -36,8 +36,8 @@ from hemacrypt.errors import HemacryptError
 from hemacrypt.model.calibration import margin_quantiles
 from hemacrypt.model.network import CollapsedNetwork
 from hemacrypt.model.preprocess import Pixels
-from hemacrypt.planner.build import plan_network
 from hemacrypt.planner.costs import key_bytes, plan_ms
+from hemacrypt.planner.latency.ckks import plan_network
 from training.collapse import collapse
 from training.errors import DataError, RunError
 from training.fit import weigh

@@ -688,7 +688,8 @@ class Plan:
         Linear, Square, Linear, …
     step_errors:
         Predicted standard deviation of the error after each step, in the units of the plan's values: those of the
-        logits are the network's own, those between the layers are powers of two (`hemacrypt.planner.normalise`).
+        logits are the network's own, those between the layers are powers of two
+        (`hemacrypt.planner.latency.normalise`).
     step_peaks:
         Largest absolute value expected after each step, in the same units.
     calibrated:

@@ -19,7 +19,7 @@ from hemacrypt.embedded import SampleCell
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.plan.bfv_plan import BfvPlan
 from hemacrypt.planner import plan_bundle_layouts
-from hemacrypt.planner.bfv import quantised_for
+from hemacrypt.planner.latency.bfv import quantised_for
 from hemacrypt.seal.evaluation_keys import EvaluationKeys
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.wire import digest

@@ -12,7 +12,7 @@ from client_sdk._crypto import BatchKeyHolder
 from hemacrypt.engines.vector.batch import BatchEngine, BatchKeys
 from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
 from hemacrypt.plan.batch_plan import BatchPlan
-from hemacrypt.planner.batch import plan_batch
+from hemacrypt.planner.throughput.ckks import plan_batch
 from hemacrypt.seal.evaluation_keys import EvaluationKeys
 
 Values = npt.NDArray[np.float64]

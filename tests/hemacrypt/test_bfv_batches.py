@@ -19,7 +19,7 @@ from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.model.quantise import QuantisedNetwork, at_scales
 from hemacrypt.plan.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan, BfvBatchSquare
 from hemacrypt.plan.plan import KeyGroup
-from hemacrypt.planner.bfv_batch import plan_bfv_batch, plan_bfv_batch_bundle
+from hemacrypt.planner.throughput.bfv import plan_bfv_batch, plan_bfv_batch_bundle
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal import io as sealio
 from hemacrypt.seal.evaluation_keys import EvaluationKeys

@@ -10,7 +10,7 @@ import pytest
 from hemacrypt.engines import ENCRYPTED_ENGINES, ClearEngine, Engine, encrypted_engine
 from hemacrypt.engines.seal import SealEngine
 from hemacrypt.errors import FormatError, PlanError
-from hemacrypt.planner.normalise import normalised
+from hemacrypt.planner.latency.normalise import normalised
 from tests.hemacrypt.setups import Setup
 
 

@@ -10,7 +10,7 @@ import pytest
 from client_sdk._crypto import BfvKeyHolder
 from hemacrypt.engines import encrypted_bfv_engine
 from hemacrypt.errors import PlanError
-from hemacrypt.planner.bfv import plan_bfv, quantised_for
+from hemacrypt.planner.latency.bfv import plan_bfv, quantised_for
 from tests.hemacrypt.families import member
 
 # How many networks of each number of squares are tried, and how many have to be planned in all.

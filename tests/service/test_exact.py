@@ -20,7 +20,7 @@ from client_sdk._crypto import BfvKeyHolder
 from hemacrypt.errors import PlanError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.preprocess import Pixels
-from hemacrypt.planner.bfv import quantised_for
+from hemacrypt.planner.latency.bfv import quantised_for
 from hemacrypt.seal import format as sealformat
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
@@ -242,7 +242,7 @@ def test_why_there_is_no_exact_plan_is_logged(
     def refuses(*arguments: object, **named: object) -> NoReturn:
         raise PlanError("the second layer is at fault")
 
-    monkeypatch.setattr("hemacrypt.planner.layouts.plan_bfv", refuses)
+    monkeypatch.setattr("hemacrypt.planner.offer.plan_bfv", refuses)
     (model,) = load_models([small_bundle]).values()
     assert (model.exact, model.no_exact) == ((), "the second layer is at fault")
     assert load_models([small_bundle], exact=False)["small"].no_exact == "the operator has switched BFV off"

@@ -14,7 +14,7 @@ from hemacrypt.plan.batch_plan import LARGEST_ROW, BatchLinear, BatchPlan
 from hemacrypt.plan.plan import PublicPlan
 from hemacrypt.plan.schedule import CHUNK, ROWS, LayerSchedule, make_schedule, memory_bytes
 from hemacrypt.planner import plan_network
-from hemacrypt.planner.batch import plan_batch
+from hemacrypt.planner.throughput.ckks import plan_batch
 from tests.hemacrypt.batches import random_network
 
 

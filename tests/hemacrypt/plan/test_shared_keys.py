@@ -18,11 +18,11 @@ from hemacrypt.errors import PlanError
 from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan, BfvSquare
 from hemacrypt.plan.plan import KeyGroup, LinearStep, Plan, Turn, united, without_repeats
-from hemacrypt.planner import layouts as planning
+from hemacrypt.planner import offer as planning
 from hemacrypt.planner import plan_layouts
-from hemacrypt.planner.bfv import plan_bfv, quantised_for
 from hemacrypt.planner.costs import key_bytes
-from hemacrypt.planner.layouts import Layouts
+from hemacrypt.planner.latency.bfv import plan_bfv, quantised_for
+from hemacrypt.planner.offer import Layouts
 from tests.hemacrypt.batches import random_network
 from tests.hemacrypt.setups import Setup
 

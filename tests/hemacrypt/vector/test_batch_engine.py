@@ -20,7 +20,7 @@ from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.plan.batch_plan import BatchLinear, BatchPlan
 from hemacrypt.plan.plan import KeyGroup
 from hemacrypt.planner import plan_layouts
-from hemacrypt.planner.batch import plan_batch
+from hemacrypt.planner.throughput.ckks import plan_batch
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal import io as sealio
 from hemacrypt.seal.evaluation_keys import EvaluationKeys

@@ -18,7 +18,7 @@ from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense,
 from hemacrypt.plan.plan import Copy, Layout, LinearStep, Plan, SquareStep, Turn, key_groups
 from hemacrypt.plan.security import LARGEST_MODULUS_BITS
 from hemacrypt.planner import plan_network
-from hemacrypt.planner.diagonals import forms, image_grid
+from hemacrypt.planner.latency.diagonals import forms, image_grid
 from tests.hemacrypt.setups import Setup
 
 

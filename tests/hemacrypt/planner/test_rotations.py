@@ -18,11 +18,11 @@ from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense, Linear
 from hemacrypt.plan.plan import Layout, LinearStep, Plan, Turn, united
 from hemacrypt.planner import KEY_BUDGET, costs, noise, plan_model, plan_network
-from hemacrypt.planner.choices import WORTH_A_MEGABYTE, Chooser
-from hemacrypt.planner.diagonals import Grid, MatrixForm, forms, image_grid
-from hemacrypt.planner.rotations import Split, arrange, splits, turn_groups
+from hemacrypt.planner.latency.choices import WORTH_A_MEGABYTE, Chooser
+from hemacrypt.planner.latency.diagonals import Grid, MatrixForm, forms, image_grid
+from hemacrypt.planner.latency.rotations import Split, arrange, splits, turn_groups
+from tests.hemacrypt.planner.test_planner import SHARED, chain_of, sample_plan
 from tests.hemacrypt.setups import Setup
-from tests.hemacrypt.test_planner import SHARED, chain_of, sample_plan
 
 FEW = settings(deadline=None, derandomize=True, database=None, max_examples=40)
 

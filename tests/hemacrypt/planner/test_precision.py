@@ -12,9 +12,10 @@ from hemacrypt.errors import PlanError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.calibration import default_precision, margin_quantiles
 from hemacrypt.model.network import CollapsedNetwork, Dense
-from hemacrypt.planner import build, chain, plan_bundle, plan_network
-from hemacrypt.planner.choices import Chooser, affordable
-from hemacrypt.planner.layouts import plan_bundle_layouts
+from hemacrypt.planner import chain, plan_bundle, plan_network
+from hemacrypt.planner.latency import ckks as build
+from hemacrypt.planner.latency.choices import Chooser, affordable
+from hemacrypt.planner.offer import plan_bundle_layouts
 from tests.hemacrypt.test_error_bound import Path
 
 

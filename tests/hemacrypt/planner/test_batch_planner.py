@@ -13,12 +13,12 @@ from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
 from hemacrypt.plan.batch_plan import BatchLinear
 from hemacrypt.plan.plan import Parameters
 from hemacrypt.plan.security import check_security
-from hemacrypt.planner import batch as planner
 from hemacrypt.planner import plan_bundle, plan_network
-from hemacrypt.planner.batch import plan_batch, plan_batch_bundle
 from hemacrypt.planner.chain import choose_parameters, primes_below
-from hemacrypt.planner.layouts import compare_layouts
-from hemacrypt.planner.scales import HEADROOM_BITS
+from hemacrypt.planner.latency.scales import HEADROOM_BITS
+from hemacrypt.planner.offer import compare_layouts
+from hemacrypt.planner.throughput import ckks as planner
+from hemacrypt.planner.throughput.ckks import plan_batch, plan_batch_bundle
 from tests.hemacrypt.batches import random_network
 
 

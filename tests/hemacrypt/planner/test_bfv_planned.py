@@ -15,7 +15,7 @@ from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
 from hemacrypt.plan.bfv_plan import BfvPlan
 from hemacrypt.planner import plan_bundle
-from hemacrypt.planner.bfv import plan_bfv, plan_bfv_bundle, quantised_for
+from hemacrypt.planner.latency.bfv import plan_bfv, plan_bfv_bundle, quantised_for
 
 PAPER = (957181001729, 957181034497)
 

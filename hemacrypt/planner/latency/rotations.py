@@ -15,7 +15,7 @@ import numpy as np
 
 from hemacrypt.plan.plan import Copy, Term, Turn
 from hemacrypt.planner import costs
-from hemacrypt.planner.diagonals import MatrixForm, Offsets
+from hemacrypt.planner.latency.diagonals import MatrixForm, Offsets
 
 _SHIFTS_TRIED = 3
 _QUIET_DIAGONALS = 16

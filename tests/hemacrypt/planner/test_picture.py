@@ -11,10 +11,10 @@ from PIL import Image
 from hemacrypt.errors import PlanError
 from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.planner import plan_network
-from hemacrypt.planner.bfv import plan_bfv
-from hemacrypt.planner.bfv_report import describe_bfv
-from hemacrypt.planner.picture import draw_plan
-from hemacrypt.planner.report import describe
+from hemacrypt.planner.latency.bfv import plan_bfv
+from hemacrypt.planner.report.bfv import describe_bfv
+from hemacrypt.planner.report.ckks import describe
+from hemacrypt.planner.report.picture import draw_plan
 
 
 @pytest.fixture(scope="module")

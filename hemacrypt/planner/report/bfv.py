@@ -16,7 +16,12 @@ from hemacrypt.plan.bfv_batch_plan import (
 )
 from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan, BfvStep
 from hemacrypt.planner import costs
-from hemacrypt.planner.report import describe_parameters, full_ciphertext_bytes, seeded_ciphertext_bytes, table
+from hemacrypt.planner.report.ckks import (
+    describe_parameters,
+    full_ciphertext_bytes,
+    seeded_ciphertext_bytes,
+    table,
+)
 
 ExactPlan = BfvPlan | BfvBatchPlan
 

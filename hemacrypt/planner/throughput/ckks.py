@@ -32,8 +32,8 @@ from hemacrypt.plan.batch_plan import (
 )
 from hemacrypt.plan.plan import KeyGroup, Parameters
 from hemacrypt.planner import chain
+from hemacrypt.planner.latency.scales import HEADROOM_BITS
 from hemacrypt.planner.noise import NoiseModel, rounded_up
-from hemacrypt.planner.scales import HEADROOM_BITS
 
 # A bound on the error that is this part of the largest logit is small enough to stop looking for a better schedule.
 TARGET = 1e-4

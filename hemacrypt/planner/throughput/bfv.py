@@ -27,10 +27,11 @@ from hemacrypt.plan.bfv_batch_plan import (
 )
 from hemacrypt.plan.bfv_plan import BfvSquare, centred
 from hemacrypt.plan.plan import KeyGroup, Parameters
-from hemacrypt.planner import bfv, costs
-from hemacrypt.planner.batch import BYTE_MS
+from hemacrypt.planner import costs
 from hemacrypt.planner.bfv_noise import BfvNoiseModel
-from hemacrypt.planner.report import full_ciphertext_bytes, seeded_ciphertext_bytes
+from hemacrypt.planner.latency import bfv
+from hemacrypt.planner.report.ckks import full_ciphertext_bytes, seeded_ciphertext_bytes
+from hemacrypt.planner.throughput.ckks import BYTE_MS
 
 # A modulus switch has to leave noise of so many bits.
 _POLICIES: Final = (0.0, 3.0, 6.0, 9.0)
@@ -66,7 +67,7 @@ def plan_bfv_batch(
     Parameters
     ----------
     network, name, labels, preprocessing_digest, plain_moduli, magnitudes:
-        As in `hemacrypt.planner.bfv.plan_bfv`.
+        As in `hemacrypt.planner.latency.bfv.plan_bfv`.
     parameters:
         Degree and chain; by default the smallest degree with the chain of a CKKS plan, then longer chains and larger
         degrees.

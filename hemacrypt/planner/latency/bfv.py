@@ -1,9 +1,9 @@
 """Planning an exact evaluation under BFV: integers, plaintext moduli, degree, chain, levels; or why there is none.
 
-Layouts, diagonals and turns are found as for CKKS (`hemacrypt.planner.build`), with rows in the place of real and
-imaginary parts. What differs: integers grow with every layer and must fit the product of the plaintext moduli, and the
-noise of every operation is in proportion to the plaintext modulus. A small modulus leaves more noise budget, a large
-one holds more, so fewer evaluations are needed.
+Layouts, diagonals and turns are found as for CKKS (`hemacrypt.planner.latency.ckks`), with rows in the place of real
+and imaginary parts. What differs: integers grow with every layer and must fit the product of the plaintext moduli, and
+the noise of every operation is in proportion to the plaintext modulus. A small modulus leaves more noise budget, a
+large one holds more, so fewer evaluations are needed.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from hemacrypt.plan.plan import PRIME_LIMIT, KeyGroup, Layout, Parameters, Turn,
 from hemacrypt.plan.security import LARGEST_MODULUS_BITS
 from hemacrypt.planner import chain, costs, limits
 from hemacrypt.planner.bfv_noise import BfvNoiseModel, Noise
-from hemacrypt.planner.choices import Choice, Chooser, Partial, affordable
-from hemacrypt.planner.diagonals import MatrixForm, power_of_two_from
-from hemacrypt.planner.rotations import Split, arrange, splits
+from hemacrypt.planner.latency.choices import Choice, Chooser, Partial, affordable
+from hemacrypt.planner.latency.diagonals import MatrixForm, power_of_two_from
+from hemacrypt.planner.latency.rotations import Split, arrange, splits
 
 Magnitudes = Literal["worst", "measured"]
 
 # Bytes of evaluation keys at degree 8192 unless the operator says otherwise: less than CKKS plans take
-# (`hemacrypt.planner.build.KEY_BUDGET`), so that what these need for one image is likely to serve.
+# (`hemacrypt.planner.latency.ckks.KEY_BUDGET`), so that what these need for one image is likely to serve.
 _USUAL_KEYS: Final = 30_000_000
 # With measured magnitudes, logits may be 2^4 times as large as the largest that calibration saw, as under CKKS.
 HEADROOM_BITS: Final = 4

@@ -9,7 +9,7 @@ from hemacrypt.engines.clear import ClearEngine
 from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense, Shape
 from hemacrypt.plan.plan import LinearStep
 from hemacrypt.planner import plan_network
-from hemacrypt.planner.diagonals import Grid, forms, image_grid, image_grids
+from hemacrypt.planner.latency.diagonals import Grid, forms, image_grid, image_grids
 
 
 def network(shape: Shape, stride: int, padding: int = 0, *, second: bool = False) -> CollapsedNetwork:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from hemacrypt.planner.report import describe, show
+from hemacrypt.planner.report.ckks import describe, show
 from tests.hemacrypt.setups import Setup
 
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from hemacrypt.model.network import Array, CollapsedNetwork, ComplexArray
 from hemacrypt.plan.plan import JOIN_FACTOR, LinearStep, SquareStep, Step
-from hemacrypt.planner import noise, scales
-from hemacrypt.planner.choices import Chosen, prepared_step
+from hemacrypt.planner import noise
+from hemacrypt.planner.latency import scales
+from hemacrypt.planner.latency.choices import Chosen, prepared_step
 
 # Where the noise lies in few slots, values there may be so many times their peaks for an error that is sought.
 _AIMED: Final = 2.5

@@ -11,7 +11,7 @@ from hemacrypt.engines.clear import ClearEngine
 from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense, Linear
 from hemacrypt.plan.plan import LinearStep, Plan
 from hemacrypt.planner import plan_network
-from hemacrypt.planner.normalise import normalised
+from hemacrypt.planner.latency.normalise import normalised
 from tests.hemacrypt.families import member
 
 

@@ -15,11 +15,20 @@ from hemacrypt.model.calibration import default_precision
 from hemacrypt.model.network import CollapsedNetwork
 from hemacrypt.plan.plan import Layout, LinearStep, Parameters, Plan, PublicPlan, Step, united
 from hemacrypt.plan.security import LARGEST_MODULUS_BITS
-from hemacrypt.planner import chain, costs, limits, noise, scales
-from hemacrypt.planner.choices import KEY_BUDGET, WORTH_A_MEGABYTE, Chooser, Chosen, Slots, affordable, slot_peaks
-from hemacrypt.planner.guard import guarded
-from hemacrypt.planner.normalise import Normalised, normalised
-from hemacrypt.planner.prediction import Predictor
+from hemacrypt.planner import chain, costs, limits, noise
+from hemacrypt.planner.latency import scales
+from hemacrypt.planner.latency.choices import (
+    KEY_BUDGET,
+    WORTH_A_MEGABYTE,
+    Chooser,
+    Chosen,
+    Slots,
+    affordable,
+    slot_peaks,
+)
+from hemacrypt.planner.latency.guard import guarded
+from hemacrypt.planner.latency.normalise import Normalised, normalised
+from hemacrypt.planner.latency.prediction import Predictor
 
 # A pair plan is worth its keys when it is at least this much faster for each image, and one image alone does not become
 # slower by as much because the pair needs keys as well.

@@ -17,8 +17,8 @@ from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.plan.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
 from hemacrypt.planner import plan_model
-from hemacrypt.planner.bfv import quantised_for
-from hemacrypt.planner.bfv_batch import plan_bfv_batch
+from hemacrypt.planner.latency.bfv import quantised_for
+from hemacrypt.planner.throughput.bfv import plan_bfv_batch
 from tests.hemacrypt import exact
 from tests.hemacrypt.batches import random_network
 

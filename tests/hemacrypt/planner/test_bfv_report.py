@@ -15,9 +15,9 @@ from hemacrypt.embedded import bundle_path
 from hemacrypt.errors import PlanError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.plan.bfv_plan import BfvPlan
-from hemacrypt.planner.bfv import plan_bfv_bundle
-from hemacrypt.planner.bfv_batch import plan_bfv_batch_bundle
-from hemacrypt.planner.bfv_report import bits_of, describe_bfv, show_bfv
+from hemacrypt.planner.latency.bfv import plan_bfv_bundle
+from hemacrypt.planner.report.bfv import bits_of, describe_bfv, show_bfv
+from hemacrypt.planner.throughput.bfv import plan_bfv_batch_bundle
 
 COMMAND = typer.Typer()
 COMMAND.command()(cli.plan)

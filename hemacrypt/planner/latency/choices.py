@@ -13,8 +13,8 @@ from hemacrypt.errors import PlanError
 from hemacrypt.model.network import Array, CollapsedNetwork, ComplexArray, Convolution, Shape
 from hemacrypt.plan.plan import JOIN_FACTOR, KeyGroup, Layout, LinearStep, Parameters, SquareStep, Term, Turn
 from hemacrypt.planner import costs
-from hemacrypt.planner.diagonals import Grid, MatrixForm, forms, image_grids, power_of_two_from
-from hemacrypt.planner.rotations import Split, arrange, splits, turn_groups
+from hemacrypt.planner.latency.diagonals import Grid, MatrixForm, forms, image_grids, power_of_two_from
+from hemacrypt.planner.latency.rotations import Split, arrange, splits, turn_groups
 
 # What evaluation keys may take on the wire unless the operator says otherwise; it bends, see `affordable`.
 KEY_BUDGET: Final = 34_000_000

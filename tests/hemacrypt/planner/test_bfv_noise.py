@@ -10,9 +10,9 @@ from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
 from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan, BfvSquare
 from hemacrypt.plan.plan import Turn
-from hemacrypt.planner.bfv import plan_bfv, plan_bfv_bundle, quantised_for
 from hemacrypt.planner.bfv_noise import BfvNoiseModel, Noise, period_of
 from hemacrypt.planner.chain import choose_parameters
+from hemacrypt.planner.latency.bfv import plan_bfv, plan_bfv_bundle, quantised_for
 from tests.hemacrypt import exact
 from tests.hemacrypt.exact import SealBench
 

@@ -17,8 +17,8 @@ from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense, Linear
 from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan
 from hemacrypt.planner import plan_model
-from hemacrypt.planner.bfv import plan_bfv, plan_bfv_bundle, quantised_for
 from hemacrypt.planner.bfv_noise import BfvNoiseModel
+from hemacrypt.planner.latency.bfv import plan_bfv, plan_bfv_bundle, quantised_for
 
 PAPER_MODULI = (957181001729, 957181034497)
 # The next prime of the kind: quadratics' logits need a little more than the paper's two hold.

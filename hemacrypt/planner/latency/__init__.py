@@ -1,0 +1,1 @@
+"""Planning for one image, or two: generalised diagonals, rotations, scales."""

@@ -1,0 +1,1 @@
+"""Plans for people: as plain values, as text, as a picture."""
