@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from hemacrypt.engines.vector import kernels
-from hemacrypt.engines.vector.modular import kernel
+from hemacrypt.engines.vector.kernels import polynomials as kernels
+from hemacrypt.engines.vector.kernels.modular import kernel
 from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.plan.plan import Parameters, Plan
 from hemacrypt.planner import costs

@@ -14,10 +14,10 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.engines.vector import kernels
-from hemacrypt.engines.vector.modular import kernel
+from hemacrypt.engines.vector.kernels import polynomials as kernels
+from hemacrypt.engines.vector.kernels.barrier import Team, meet
+from hemacrypt.engines.vector.kernels.modular import kernel
 from hemacrypt.engines.vector.ring import Ring
-from hemacrypt.engines.vector.team import Team, meet
 from hemacrypt.plan.plan import Parameters
 from hemacrypt.planner.chain import primes_below
 

@@ -18,8 +18,8 @@ from google.rpc import code_pb2
 from hemacrypt.plan.batch_plan import BatchPlan
 from hemacrypt.plan.bfv_plan import BfvPlan
 from hemacrypt.plan.plan import Plan
-from hemacrypt.planner.report.ckks import seeded_ciphertext_bytes
 from hemacrypt.seal import format as sealformat
+from hemacrypt.seal.sizes import seeded_ciphertext_bytes
 from hemacrypt.v1 import inference_pb2 as pb
 from hemacrypt.v1 import inference_pb2_grpc as pb_grpc
 from hemacrypt.wire import (

@@ -63,7 +63,7 @@ def _alone(directory: Path | None, engine: str, *, exact: bool) -> Iterator[bool
     if directory is None or engine != "vector":
         yield False
         return
-    from hemacrypt.engines.vector.modular import sources
+    from hemacrypt.engines.vector.kernels.modular import sources
 
     done = directory / f"compiled-{sources()[:40]}{'-exact' * exact}"
     if done.exists():

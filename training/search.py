@@ -36,8 +36,9 @@ from hemacrypt.errors import HemacryptError
 from hemacrypt.model.calibration import margin_quantiles
 from hemacrypt.model.network import CollapsedNetwork
 from hemacrypt.model.preprocess import Pixels
-from hemacrypt.planner.costs import key_bytes, plan_ms
+from hemacrypt.planner.costs import plan_ms
 from hemacrypt.planner.latency.ckks import plan_network
+from hemacrypt.seal.sizes import key_bytes
 from training.collapse import collapse
 from training.errors import DataError, RunError
 from training.fit import weigh

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemacrypt.engines.base import Engine, ExactEngine
-from hemacrypt.engines.clear import ClearEngine
+from hemacrypt.engines.clear.ckks import ClearEngine
 from hemacrypt.errors import PlanError
 from hemacrypt.plan.batch_plan import BatchPlan
 from hemacrypt.plan.bfv_batch_plan import BfvBatchPlan
@@ -16,9 +16,9 @@ from hemacrypt.plan.bfv_plan import BfvPlan
 from hemacrypt.plan.plan import Plan
 
 if TYPE_CHECKING:
-    from hemacrypt.engines.bfv_batch_seal import BfvBatchSealEngine
+    from hemacrypt.engines.seal.bfv_batch import BfvBatchSealEngine
     from hemacrypt.engines.vector.batch import BatchEngine
-    from hemacrypt.engines.vector.exact_batch import BfvBatchEngine
+    from hemacrypt.engines.vector.bfv_batch import BfvBatchEngine
 
 __all__ = [
     "DEFAULT_ENGINE",
@@ -83,12 +83,12 @@ def encrypted_engine(
     check_engine(name)
     if name == "seal":
         # Imported here because the clear engine must work where TenSEAL has no wheel.
-        from hemacrypt.engines.seal import SealEngine
+        from hemacrypt.engines.seal.ckks import SealEngine
 
         return SealEngine(plan)
     with _numba_for("the engine 'vector' needs"):
         from hemacrypt.engines.vector.cache import DiagonalCache
-        from hemacrypt.engines.vector.engine import VectorEngine
+        from hemacrypt.engines.vector.ckks import VectorEngine
 
     return VectorEngine(plan, threads, DiagonalCache(cache, cache_limit) if cache else None)
 
@@ -112,11 +112,11 @@ def encrypted_bfv_engine(name: str, plan: BfvPlan, threads: int = 1) -> ExactEng
     """
     check_engine(name)
     if name == "seal":
-        from hemacrypt.engines.bfv_seal import BfvSealEngine
+        from hemacrypt.engines.seal.bfv import BfvSealEngine
 
         return BfvSealEngine(plan)
     with _numba_for("the engine 'vector' needs"):
-        from hemacrypt.engines.vector.exact import BfvVectorEngine
+        from hemacrypt.engines.vector.bfv import BfvVectorEngine
 
     return BfvVectorEngine(plan, threads)
 
@@ -140,11 +140,11 @@ def exact_batch_engine(name: str, plan: BfvBatchPlan, threads: int = 1) -> BfvBa
     """
     check_engine(name)
     if name == "seal":
-        from hemacrypt.engines.bfv_batch_seal import BfvBatchSealEngine
+        from hemacrypt.engines.seal.bfv_batch import BfvBatchSealEngine
 
         return BfvBatchSealEngine(plan)
     with _numba_for("batches need"):
-        from hemacrypt.engines.vector.exact_batch import BfvBatchEngine
+        from hemacrypt.engines.vector.bfv_batch import BfvBatchEngine
 
     return BfvBatchEngine(plan, threads)
 

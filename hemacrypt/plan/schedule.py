@@ -20,7 +20,7 @@ from hemacrypt.plan.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
 
 # Values that are brought to the next layer at once. More share a reduction, fewer take less memory.
 CHUNK: Final = 192
-# Rows of a matrix that are multiplied in one pass, largest first.
+# Rows of a matrix that the kernels multiply in one pass, largest first.
 ROWS: Final = (8, 4, 2, 1)
 _RESIDUE_BYTES: Final = 4
 

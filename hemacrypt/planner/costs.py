@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from hemacrypt.plan.bfv_plan import BfvLinear, BfvStep
-from hemacrypt.plan.plan import KeyGroup, LinearStep, Parameters, Step
+from hemacrypt.plan.plan import LinearStep, Parameters, Step
 
 
 @dataclass(frozen=True)
@@ -191,15 +191,3 @@ def exact_step_ms(parameters: Parameters, step: BfvStep, moduli: int, primitives
 def exact_ms(parameters: Parameters, steps: Iterable[BfvStep], moduli: int, primitives: Primitives = VECTOR) -> float:
     """Return the estimated milliseconds of a whole exact evaluation, all plaintext moduli together."""
     return sum(exact_step_ms(parameters, step, moduli, primitives) for step in steps)
-
-
-def one_key_bytes(degree: int, level: int) -> float:
-    """Return what one seeded key for a level takes on the wire: 30 bits of each residue in about 36, as SEAL packs."""
-    return (level + 1) * ((level + 2) * degree * 4.5 + 400)
-
-
-def key_bytes(parameters: Parameters, groups: Iterable[KeyGroup]) -> float:
-    """Return what all keys of some groups take on the wire, about."""
-    return sum(
-        (len(group.elements) + group.relinearise) * one_key_bytes(parameters.degree, group.level) for group in groups
-    )

@@ -10,7 +10,8 @@ import numpy as np
 from hemacrypt.errors import PlanError
 from hemacrypt.model.network import Array, CollapsedNetwork, Dense, Linear
 from hemacrypt.plan.plan import LinearStep, Parameters, SquareStep, Step
-from hemacrypt.planner import chain, costs
+from hemacrypt.planner import chain
+from hemacrypt.seal import sizes
 
 # Larger weights come from a training that diverged, or from data that nobody brought to moderate units.
 LARGEST_WEIGHT: Final = 2.0**32
@@ -104,7 +105,7 @@ def _check_depth(network: CollapsedNetwork) -> None:
 
     def needed(squares: int) -> float:
         top = chain.data_primes_needed(network.squares) - 1
-        return sum(costs.one_key_bytes(degree, top - 1 - 2 * number) for number in range(squares))
+        return sum(sizes.one_key_bytes(degree, top - 1 - 2 * number) for number in range(squares))
 
     if needed(network.squares) > MOST_RELINEARISATION_BYTES:
         raise PlanError(

@@ -20,12 +20,12 @@ from hemacrypt.model.network import CollapsedNetwork
 from hemacrypt.plan.batch_plan import BatchPlan
 from hemacrypt.plan.bfv_plan import BfvPlan
 from hemacrypt.plan.plan import Plan, united, without_repeats
-from hemacrypt.planner.costs import key_bytes, plan_ms
+from hemacrypt.planner.costs import plan_ms
 from hemacrypt.planner.latency.bfv import plan_bfv
 from hemacrypt.planner.latency.choices import KEY_BUDGET
 from hemacrypt.planner.latency.ckks import plan_model
-from hemacrypt.planner.report.ckks import full_ciphertext_bytes, seeded_ciphertext_bytes
 from hemacrypt.planner.throughput.ckks import BYTE_MS, plan_batch
+from hemacrypt.seal.sizes import full_ciphertext_bytes, key_bytes, seeded_ciphertext_bytes
 
 Layout = Literal["latency", "batch"]
 

@@ -16,8 +16,8 @@ import pytest
 
 from client_sdk import Client
 from hemacrypt.engines.base import BaseEngine
-from hemacrypt.engines.bfv_seal import BfvSealEngine
-from hemacrypt.engines.seal import SealEngine, SealKeys
+from hemacrypt.engines.seal.bfv import BfvSealEngine
+from hemacrypt.engines.seal.ckks import SealEngine, SealKeys
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.model.preprocess import Pixels, Preprocessing

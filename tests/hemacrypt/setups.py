@@ -12,8 +12,8 @@ import numpy.typing as npt
 import tenseal.sealapi as seal
 
 from client_sdk._crypto import KeyHolder
-from hemacrypt.engines.seal import SealEngine, SealKeys
-from hemacrypt.engines.vector.engine import VectorEngine, VectorKeys
+from hemacrypt.engines.seal.ckks import SealEngine, SealKeys
+from hemacrypt.engines.vector.ckks import VectorEngine, VectorKeys
 from hemacrypt.model.network import CollapsedNetwork
 from hemacrypt.plan.plan import Plan
 from hemacrypt.planner import plan_network

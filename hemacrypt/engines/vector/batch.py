@@ -17,9 +17,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from hemacrypt.engines.vector import kernels, products
-from hemacrypt.engines.vector.evaluator import Evaluator, expand, switching_key
-from hemacrypt.engines.vector.ntt import Words
+from hemacrypt.engines.vector.kernels import polynomials as kernels
+from hemacrypt.engines.vector.kernels import products
+from hemacrypt.engines.vector.kernels.ntt import Words
+from hemacrypt.engines.vector.primitives import Evaluator, expand, switching_key
 from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.plan.batch_plan import BatchLinear, BatchPlan

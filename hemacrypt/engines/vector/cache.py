@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hemacrypt.engines.vector.ntt import Words
+from hemacrypt.engines.vector.kernels.ntt import Words
 
 # Changes whenever the layout of the arrays does.
 _FORMAT = b"hemacrypt diagonals 1"

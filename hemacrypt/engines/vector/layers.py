@@ -18,12 +18,13 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.engines.vector import kernels, turns
-from hemacrypt.engines.vector.blake2xb import Expansion
-from hemacrypt.engines.vector.evaluator import switching_key
-from hemacrypt.engines.vector.ntt import Words
+from hemacrypt.engines.vector.kernels import key_switch as turns
+from hemacrypt.engines.vector.kernels import polynomials as kernels
+from hemacrypt.engines.vector.kernels.barrier import BrokenTeamError, Team
+from hemacrypt.engines.vector.kernels.blake2xb import Expansion
+from hemacrypt.engines.vector.kernels.ntt import Words
+from hemacrypt.engines.vector.primitives import switching_key
 from hemacrypt.engines.vector.ring import Ring
-from hemacrypt.engines.vector.team import BrokenTeamError, Team
 from hemacrypt.plan.bfv_plan import BfvLinear, BfvSquare, PublicBfvPlan
 from hemacrypt.plan.plan import LinearStep, Parameters, PublicPlan, SquareStep, Term
 from hemacrypt.seal import format as sealformat

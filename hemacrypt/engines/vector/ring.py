@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.engines.vector import kernels
-from hemacrypt.engines.vector.modular import shoup_of
-from hemacrypt.engines.vector.ntt import Words, bit_reversed, make_tables
+from hemacrypt.engines.vector.kernels import polynomials as kernels
+from hemacrypt.engines.vector.kernels.modular import shoup_of
+from hemacrypt.engines.vector.kernels.ntt import Words, bit_reversed, make_tables
 from hemacrypt.errors import PlanError
 from hemacrypt.model.network import Array, ComplexArray
 from hemacrypt.plan.plan import Parameters

@@ -40,6 +40,7 @@ from hemacrypt.planner.bfv_noise import BfvNoiseModel, Noise
 from hemacrypt.planner.latency.choices import Choice, Chooser, Partial, affordable
 from hemacrypt.planner.latency.diagonals import MatrixForm, power_of_two_from
 from hemacrypt.planner.latency.rotations import Split, arrange, splits
+from hemacrypt.seal import sizes
 
 Magnitudes = Literal["worst", "measured"]
 
@@ -158,7 +159,7 @@ def plan_bfv(
         quantisation_error=float(f"{quantised.deviation:.3e}"),
         preprocessing_digest=preprocessing_digest,
     )
-    needed = costs.key_bytes(found.parameters, public.keys)
+    needed = sizes.key_bytes(found.parameters, public.keys)
     if key_budget is not None and needed > key_budget:
         raise PlanError(
             f"the evaluation keys would take {needed / 1e6:.1f} MB, the budget is {key_budget / 1e6:.1f} MB; "
@@ -317,7 +318,7 @@ def _ways(quantised: QuantisedNetwork, images: int, parameters: Parameters, key_
     chooser = _RowChooser(quantised.network, "rows", images, parameters)
     level = parameters.top_level
     # Where keys are longer than at the usual degree, as many of them as usual.
-    usual = _USUAL_KEYS * costs.one_key_bytes(parameters.degree, level) / costs.one_key_bytes(8192, min(level, 5))
+    usual = _USUAL_KEYS * sizes.one_key_bytes(parameters.degree, level) / sizes.one_key_bytes(8192, min(level, 5))
     ways: list[_Maps] = []
     for summed in (True, False):
         chooser.summed = summed

@@ -15,6 +15,7 @@ from hemacrypt.plan.plan import JOIN_FACTOR, KeyGroup, Layout, LinearStep, Param
 from hemacrypt.planner import costs
 from hemacrypt.planner.latency.diagonals import Grid, MatrixForm, forms, image_grids, power_of_two_from
 from hemacrypt.planner.latency.rotations import Split, arrange, splits, turn_groups
+from hemacrypt.seal import sizes
 
 # What evaluation keys may take on the wire unless the operator says otherwise; it bends, see `affordable`.
 KEY_BUDGET: Final = 34_000_000
@@ -132,7 +133,7 @@ class Chooser:
     def _extended(self, path: Partial, number: int, worth: float) -> Iterator[Partial]:
         """Yield the path with one layer more, in each of the layer's forms."""
         level, degree = self._level(number), self.parameters.degree
-        megabyte = costs.one_key_bytes(degree, level) / 1e6
+        megabyte = sizes.one_key_bytes(degree, level) / 1e6
         for form, ways in self._forms(path, number):
             best: tuple[float, float, Choice] | None = None
             for doublings in (1, 2):
@@ -208,7 +209,7 @@ def affordable(chooser: Chooser, key_budget: int | None, usual: int = KEY_BUDGET
 
 
 def _key_bytes(chosen: Chosen) -> float:
-    return costs.key_bytes(chosen.parameters, chosen.keys)
+    return sizes.key_bytes(chosen.parameters, chosen.keys)
 
 
 def kind_of_square(slots: Slots, layout: Layout) -> Kind:

@@ -29,6 +29,7 @@ from hemacrypt.planner.latency.choices import (
 from hemacrypt.planner.latency.guard import guarded
 from hemacrypt.planner.latency.normalise import Normalised, normalised
 from hemacrypt.planner.latency.prediction import Predictor
+from hemacrypt.seal import sizes
 
 # A pair plan is worth its keys when it is at least this much faster for each image, and one image alone does not become
 # slower by as much because the pair needs keys as well.
@@ -136,7 +137,7 @@ def _both(singles: Chooser, pairs: Chooser, budget: int) -> tuple[Chosen, Chosen
         single = singles.choose(worth)
         for other in WORTH_A_MEGABYTE:
             pair = pairs.choose(other)
-            if costs.key_bytes(single.parameters, united([single.keys, pair.keys])) <= budget:
+            if sizes.key_bytes(single.parameters, united([single.keys, pair.keys])) <= budget:
                 return single, pair
     return None
 

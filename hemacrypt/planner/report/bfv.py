@@ -16,12 +16,9 @@ from hemacrypt.plan.bfv_batch_plan import (
 )
 from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan, BfvStep
 from hemacrypt.planner import costs
-from hemacrypt.planner.report.ckks import (
-    describe_parameters,
-    full_ciphertext_bytes,
-    seeded_ciphertext_bytes,
-    table,
-)
+from hemacrypt.planner.report.ckks import describe_parameters, table
+from hemacrypt.seal import sizes
+from hemacrypt.seal.sizes import full_ciphertext_bytes, seeded_ciphertext_bytes
 
 ExactPlan = BfvPlan | BfvBatchPlan
 
@@ -79,7 +76,7 @@ def describe_bfv(plan: ExactPlan) -> dict[str, Any]:
         "bytes": {
             "upload": uploads * seeded_ciphertext_bytes(parameters, level),
             "reply": replies * full_ciphertext_bytes(parameters, public.output_level),
-            "evaluation_keys": round(costs.key_bytes(parameters, public.keys)),
+            "evaluation_keys": round(sizes.key_bytes(parameters, public.keys)),
         },
         "reasons": plan.reasons,
     }

@@ -10,21 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from hemacrypt.plan.plan import LinearStep, Parameters, Plan
-from hemacrypt.planner.costs import key_bytes, one_key_bytes, plan_ms, step_ms
+from hemacrypt.planner.costs import plan_ms, step_ms
 from hemacrypt.seal import format as sealformat
-
-# SEAL stores a 30-bit residue in 8 bytes and compresses with zstd: measured 4.45 bytes for a residue of random bits.
-_BYTES_PER_RESIDUE = 4.45
-
-
-def seeded_ciphertext_bytes(parameters: Parameters, level: int) -> int:
-    """Estimate the bytes of a seeded ciphertext on the wire."""
-    return round(_BYTES_PER_RESIDUE * parameters.degree * (level + 1))
-
-
-def full_ciphertext_bytes(parameters: Parameters, level: int) -> int:
-    """Estimate the bytes of a computed ciphertext, which no seed can stand for, on the wire."""
-    return 2 * seeded_ciphertext_bytes(parameters, level)
+from hemacrypt.seal.sizes import full_ciphertext_bytes, key_bytes, one_key_bytes, seeded_ciphertext_bytes
 
 
 def describe_parameters(parameters: Parameters) -> dict[str, Any]:

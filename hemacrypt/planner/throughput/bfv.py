@@ -30,8 +30,8 @@ from hemacrypt.plan.plan import KeyGroup, Parameters
 from hemacrypt.planner import costs
 from hemacrypt.planner.bfv_noise import BfvNoiseModel
 from hemacrypt.planner.latency import bfv
-from hemacrypt.planner.report.ckks import full_ciphertext_bytes, seeded_ciphertext_bytes
 from hemacrypt.planner.throughput.ckks import BYTE_MS
+from hemacrypt.seal.sizes import full_ciphertext_bytes, seeded_ciphertext_bytes
 
 # A modulus switch has to leave noise of so many bits.
 _POLICIES: Final = (0.0, 3.0, 6.0, 9.0)

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 
 from client_sdk._crypto import BatchKeyHolder, KeyHolder
-from hemacrypt.engines.bfv_seal import BfvSealEngine
-from hemacrypt.engines.seal import SealEngine
+from hemacrypt.engines.seal.bfv import BfvSealEngine
+from hemacrypt.engines.seal.ckks import SealEngine
 from hemacrypt.engines.vector.batch import BatchEngine
-from hemacrypt.engines.vector.engine import VectorEngine
-from hemacrypt.engines.vector.exact import BfvVectorEngine
+from hemacrypt.engines.vector.bfv import BfvVectorEngine
+from hemacrypt.engines.vector.ckks import VectorEngine
 from hemacrypt.errors import PlanError
 from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan, BfvSquare
 from hemacrypt.plan.plan import KeyGroup, LinearStep, Plan, Turn, united, without_repeats
 from hemacrypt.planner import offer as planning
 from hemacrypt.planner import plan_layouts
-from hemacrypt.planner.costs import key_bytes
 from hemacrypt.planner.latency.bfv import plan_bfv, quantised_for
 from hemacrypt.planner.offer import Layouts
+from hemacrypt.seal.sizes import key_bytes
 from tests.hemacrypt.batches import random_network
 from tests.hemacrypt.setups import Setup
 

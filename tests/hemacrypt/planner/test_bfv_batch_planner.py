@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hemacrypt.embedded import bundle_path
-from hemacrypt.engines.bfv_clear import batch_integers
+from hemacrypt.engines.clear.bfv import batch_integers
 from hemacrypt.errors import PlanError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Dense

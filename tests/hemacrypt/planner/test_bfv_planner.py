@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hemacrypt.embedded import bundle_path, sample
-from hemacrypt.engines.bfv_clear import ClearBfvEngine, combine
+from hemacrypt.engines.clear.bfv import ClearBfvEngine, combine
 from hemacrypt.errors import PlanError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense, Linear

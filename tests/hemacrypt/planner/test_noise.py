@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import tenseal.sealapi as seal
 
-from hemacrypt.engines import clear
+from hemacrypt.engines.clear import ckks as clear
 from hemacrypt.plan.plan import LinearStep, Parameters, SquareStep
 from hemacrypt.planner import noise
 from hemacrypt.planner.chain import choose_parameters

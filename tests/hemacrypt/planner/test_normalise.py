@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hemacrypt.engines.clear import ClearEngine
+from hemacrypt.engines.clear.ckks import ClearEngine
 from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense, Linear
 from hemacrypt.plan.plan import LinearStep, Plan
 from hemacrypt.planner import plan_network

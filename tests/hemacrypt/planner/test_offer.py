@@ -15,9 +15,9 @@ from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.plan.plan import PRIME_LIMIT
 from hemacrypt.planner import KEY_BUDGET, plan_bundle, plan_bundle_layouts, plan_layouts
-from hemacrypt.planner.costs import key_bytes
 from hemacrypt.planner.offer import Layouts, compare_layouts, describe_comparison
 from hemacrypt.seal.evaluation_keys import largest_key_set
+from hemacrypt.seal.sizes import key_bytes
 from tests.hemacrypt.batches import random_network
 
 

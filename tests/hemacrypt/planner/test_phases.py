@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hemacrypt.engines.clear import ClearEngine
+from hemacrypt.engines.clear.ckks import ClearEngine
 from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense, Shape
 from hemacrypt.plan.plan import LinearStep
 from hemacrypt.planner import plan_network

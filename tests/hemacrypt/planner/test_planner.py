@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hemacrypt.engines.clear import ClearEngine
+from hemacrypt.engines.clear.ckks import ClearEngine
 from hemacrypt.errors import PlanError
 from hemacrypt.model.network import Array, CollapsedNetwork, Convolution, Dense, Linear, Shape
 from hemacrypt.plan.plan import Copy, Layout, LinearStep, Plan, SquareStep, Turn, key_groups

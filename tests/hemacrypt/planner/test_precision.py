@@ -16,7 +16,7 @@ from hemacrypt.planner import chain, plan_bundle, plan_network
 from hemacrypt.planner.latency import ckks as build
 from hemacrypt.planner.latency.choices import Chooser, affordable
 from hemacrypt.planner.offer import plan_bundle_layouts
-from tests.hemacrypt.test_error_bound import Path
+from tests.hemacrypt.engines.test_error_bound import Path
 
 
 def network_of(squares: int, seed: int = 1) -> CollapsedNetwork:

@@ -21,6 +21,7 @@ from hemacrypt.planner import KEY_BUDGET, costs, noise, plan_model, plan_network
 from hemacrypt.planner.latency.choices import WORTH_A_MEGABYTE, Chooser
 from hemacrypt.planner.latency.diagonals import Grid, MatrixForm, forms, image_grid
 from hemacrypt.planner.latency.rotations import Split, arrange, splits, turn_groups
+from hemacrypt.seal import sizes
 from tests.hemacrypt.planner.test_planner import SHARED, chain_of, sample_plan
 from tests.hemacrypt.setups import Setup
 
@@ -171,7 +172,7 @@ def test_turns_of_two_doublings_are_written_out() -> None:
 
 
 def needed(plan: Plan) -> float:
-    return costs.key_bytes(plan.parameters, plan.public.keys)
+    return sizes.key_bytes(plan.parameters, plan.public.keys)
 
 
 def test_a_smaller_budget_gives_fewer_keys_and_none_above_it(cell: Setup) -> None:
@@ -219,7 +220,7 @@ def test_the_usual_budget_bends_where_keeping_it_would_cost_ten_times_the_time()
     network = CollapsedNetwork((3, 32, 32), layers).calibrated(rng.random((20, 3, 32, 32)))
     plan = plan_network(network, margins={"0.01": 0.05})
     fewest = Chooser(network, "complex", 1, plan.parameters).choose(WORTH_A_MEGABYTE[-1])
-    spared = needed(plan) - costs.key_bytes(fewest.parameters, fewest.keys)
+    spared = needed(plan) - sizes.key_bytes(fewest.parameters, fewest.keys)
     assert KEY_BUDGET < needed(plan) < 1.5 * KEY_BUDGET
     assert 0 <= spared < 30_000_000
     assert fewest.milliseconds > 5 * costs.plan_ms(plan.parameters, plan.steps)
@@ -250,7 +251,7 @@ def test_a_plan_for_one_image_leaves_room_for_the_keys_of_a_pair() -> None:
     network = Bundle.read(bundle_path()).network
     single, pair = plan_network(network), plan_network(network, images=2)
     groups = united([single.public.keys, pair.public.keys])
-    assert costs.key_bytes(single.parameters, groups) > KEY_BUDGET
+    assert sizes.key_bytes(single.parameters, groups) > KEY_BUDGET
     plans = plan_model(network)
     assert [plan.public.images for plan in plans] == [1, 2]
     assert needed(plans[0]) <= KEY_BUDGET

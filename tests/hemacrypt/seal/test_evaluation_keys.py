@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client_sdk._crypto import KeyHolder
-from hemacrypt.engines.seal import SealEngine
-from hemacrypt.engines.vector.engine import VectorEngine
+from hemacrypt.engines.seal.ckks import SealEngine
+from hemacrypt.engines.vector.ckks import VectorEngine
 from hemacrypt.errors import FormatError
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal import io as sealio

@@ -22,7 +22,7 @@ import zstandard
 from google.protobuf.message import DecodeError, Message
 
 from client_sdk._crypto import KeyHolder
-from hemacrypt.engines.vector.engine import VectorEngine
+from hemacrypt.engines.vector.ckks import VectorEngine
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.model.preprocess import Preprocessing

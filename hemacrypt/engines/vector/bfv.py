@@ -15,7 +15,15 @@ import numpy as np
 import tenseal.sealapi as seal
 
 from hemacrypt.engines.base import ExactEngine
-from hemacrypt.engines.vector import turns
+from hemacrypt.engines.vector.kernels import key_switch as turns
+from hemacrypt.engines.vector.kernels.barrier import Team, meet
+from hemacrypt.engines.vector.kernels.bfv_multiply import (
+    scaled_square,
+    square_exact,
+    to_coefficients_all,
+    to_values_all,
+)
+from hemacrypt.engines.vector.kernels.ntt import Words
 from hemacrypt.engines.vector.layers import (
     SEAL_MINOR,
     Intake,
@@ -30,16 +38,8 @@ from hemacrypt.engines.vector.layers import (
     encode_diagonals,
     load_keys,
 )
-from hemacrypt.engines.vector.ntt import Words
 from hemacrypt.engines.vector.ring import Ring
-from hemacrypt.engines.vector.scaling import (
-    Scaling,
-    scaled_square,
-    square_exact,
-    to_coefficients_all,
-    to_values_all,
-)
-from hemacrypt.engines.vector.team import Team, meet
+from hemacrypt.engines.vector.scaling import Scaling
 from hemacrypt.errors import PlanError
 from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan, BfvSquare, Integers
 from hemacrypt.seal import format as sealformat

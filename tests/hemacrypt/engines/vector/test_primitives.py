@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal import io as sealio
-from tests.hemacrypt.vector.conftest import SCALE, STEPS, Beside
+from tests.hemacrypt.engines.vector.conftest import SCALE, STEPS, Beside
 
 _CASES = {
     "seed": st.integers(0, 2**32 - 1),

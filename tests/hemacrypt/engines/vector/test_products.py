@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hemacrypt.engines.vector import products
+from hemacrypt.engines.vector.kernels import products
 from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.plan.batch_plan import LARGEST_ROW
 from hemacrypt.plan.schedule import ROWS, _group

@@ -10,7 +10,7 @@ import pytest
 import tenseal.sealapi as seal
 
 from client_sdk._crypto import KeyHolder
-from hemacrypt.engines.clear import ClearEngine
+from hemacrypt.engines.clear.ckks import ClearEngine
 from hemacrypt.errors import FormatError, HemacryptError
 from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense
 from hemacrypt.planner import KEY_BUDGET

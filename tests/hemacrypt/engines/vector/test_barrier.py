@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from hemacrypt.engines.vector.team import BrokenTeamError, Team
+from hemacrypt.engines.vector.kernels.barrier import BrokenTeamError, Team
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import tenseal.sealapi as seal
 
-from hemacrypt.engines.vector.evaluator import Evaluator, switching_key
+from hemacrypt.engines.vector.primitives import Evaluator, switching_key
 from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.plan.plan import Parameters
 from hemacrypt.planner.chain import choose_parameters

@@ -15,7 +15,7 @@ from typing import ClassVar
 import tenseal.sealapi as seal
 
 from hemacrypt.engines.base import ExactEngine
-from hemacrypt.engines.seal import SealKeys, Turner, load_keys
+from hemacrypt.engines.seal.ckks import SealKeys, Turner, load_keys
 from hemacrypt.errors import PlanError
 from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan, BfvSquare, Integers
 from hemacrypt.plan.plan import Parameters

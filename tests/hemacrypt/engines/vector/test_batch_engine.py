@@ -12,9 +12,10 @@ import pytest
 import tenseal.sealapi as seal
 
 from client_sdk._crypto import BatchKeyHolder, KeyHolder
-from hemacrypt.engines.vector import kernels, products
 from hemacrypt.engines.vector.batch import BatchEngine
-from hemacrypt.engines.vector.engine import VectorEngine
+from hemacrypt.engines.vector.ckks import VectorEngine
+from hemacrypt.engines.vector.kernels import polynomials as kernels
+from hemacrypt.engines.vector.kernels import products
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.model.network import CollapsedNetwork, Dense
 from hemacrypt.plan.batch_plan import BatchLinear, BatchPlan

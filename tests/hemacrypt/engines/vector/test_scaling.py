@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from hemacrypt.engines.vector.kernels.bfv_multiply import convert
 from hemacrypt.engines.vector.ring import Ring
-from hemacrypt.engines.vector.scaling import Scaling, auxiliary_primes, convert
+from hemacrypt.engines.vector.scaling import Scaling, auxiliary_primes
 from hemacrypt.plan.plan import Parameters
 from tests.hemacrypt.handmade import chain, primes_of
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from client_sdk._crypto import KeyHolder
-from hemacrypt.engines.clear import ClearEngine
-from hemacrypt.engines.vector.engine import VectorEngine
+from hemacrypt.engines.clear.ckks import ClearEngine
+from hemacrypt.engines.vector.ckks import VectorEngine
 from hemacrypt.errors import FormatError
 from hemacrypt.planner import plan_model
 from tests.hemacrypt.setups import Setup

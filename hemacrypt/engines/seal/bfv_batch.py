@@ -12,8 +12,8 @@ from typing import ClassVar
 import numpy as np
 import tenseal.sealapi as seal
 
-from hemacrypt.engines.bfv_seal import Bridge
-from hemacrypt.engines.seal import SealKeys, load_keys
+from hemacrypt.engines.seal.bfv import Bridge
+from hemacrypt.engines.seal.ckks import SealKeys, load_keys
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.plan.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
 from hemacrypt.seal import io as sealio
@@ -49,7 +49,7 @@ class BfvBatchSealEngine:
         return load_keys(keys, self.plan.public, self._contexts)
 
     def evaluate(self, ciphertexts: Iterable[bytes], keys: SealKeys) -> list[bytes]:
-        """Evaluate the network on a batch; see `hemacrypt.engines.vector.exact_batch.BfvBatchEngine.evaluate`."""
+        """Evaluate the network on a batch; see `hemacrypt.engines.vector.bfv_batch.BfvBatchEngine.evaluate`."""
         public, arriving, replies = self.plan.public, iter(ciphertexts), list[bytes]()
         for modulus in self._moduli:
             run = _Evaluation(self.plan, modulus, keys)

@@ -14,13 +14,14 @@ from typing import ClassVar
 import numpy as np
 
 from hemacrypt.engines.vector.batch import Arithmetic, Evaluation, check_exhausted
-from hemacrypt.engines.vector.evaluator import Evaluator, expand
-from hemacrypt.engines.vector.exact import ExactPart, reserve_square
+from hemacrypt.engines.vector.bfv import ExactPart, reserve_square
+from hemacrypt.engines.vector.kernels.barrier import Team
+from hemacrypt.engines.vector.kernels.bfv_multiply import to_coefficients_all, to_values_all
+from hemacrypt.engines.vector.kernels.ntt import Words
 from hemacrypt.engines.vector.layers import SEAL_MINOR, Memory, Switches, by_level, expanded
-from hemacrypt.engines.vector.ntt import Words
+from hemacrypt.engines.vector.primitives import Evaluator, expand
 from hemacrypt.engines.vector.ring import Ring
-from hemacrypt.engines.vector.scaling import Scaling, to_coefficients_all, to_values_all
-from hemacrypt.engines.vector.team import Team
+from hemacrypt.engines.vector.scaling import Scaling
 from hemacrypt.errors import PlanError
 from hemacrypt.plan.bfv_batch_plan import BfvBatchLinear, BfvBatchPlan
 from hemacrypt.plan.bfv_plan import BfvSquare

@@ -11,7 +11,7 @@ import pytest
 from client_sdk._crypto import KeyHolder
 from hemacrypt.embedded import SampleCell, sample
 from hemacrypt.engines import encrypted_engine
-from hemacrypt.engines.vector.engine import VectorEngine, VectorKeys
+from hemacrypt.engines.vector.ckks import VectorEngine, VectorKeys
 from hemacrypt.errors import FormatError
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.model.network import CollapsedNetwork, Convolution, Dense

@@ -8,13 +8,13 @@ import tenseal.sealapi as seal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hemacrypt.engines.vector import blake2xb
-from hemacrypt.engines.vector.evaluator import expand
-from hemacrypt.engines.vector.modular import below, montgomery, shoup_of, shoup_product
-from hemacrypt.engines.vector.ntt import bit_reversed, forward, inverse, make_tables
+from hemacrypt.engines.vector.kernels import blake2xb
+from hemacrypt.engines.vector.kernels.modular import below, montgomery, shoup_of, shoup_product
+from hemacrypt.engines.vector.kernels.ntt import bit_reversed, forward, inverse, make_tables
+from hemacrypt.engines.vector.primitives import expand
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal import io as sealio
-from tests.hemacrypt.vector.conftest import Beside
+from tests.hemacrypt.engines.vector.conftest import Beside
 
 _PRIME = 1073643521
 _SMALL = 786433  # 1 modulo 2^18, and small enough that rounding would show elsewhere

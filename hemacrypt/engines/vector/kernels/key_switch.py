@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hemacrypt.engines.vector.kernels import (
+from hemacrypt.engines.vector.kernels.barrier import meet
+from hemacrypt.engines.vector.kernels.modular import kernel, share
+from hemacrypt.engines.vector.kernels.polynomials import (
     divide_both,
     divide_rows,
     divide_special,
@@ -27,8 +29,6 @@ from hemacrypt.engines.vector.kernels import (
     square,
     square_join,
 )
-from hemacrypt.engines.vector.modular import kernel, share
-from hemacrypt.engines.vector.team import meet
 
 
 @kernel

@@ -13,8 +13,8 @@ import tenseal.sealapi as seal
 
 from client_sdk._crypto import BfvKeyHolder, KeyHolder
 from hemacrypt.engines import ENCRYPTED_ENGINES, ExactEngine, encrypted_bfv_engine
-from hemacrypt.engines.vector.engine import VectorEngine
-from hemacrypt.engines.vector.exact import BfvVectorEngine
+from hemacrypt.engines.vector.bfv import BfvVectorEngine
+from hemacrypt.engines.vector.ckks import VectorEngine
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.plan.bfv_plan import BfvLinear, BfvPlan, pack_rows
 from hemacrypt.plan.plan import united

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hemacrypt.engines.vector import kernels
+from hemacrypt.engines.vector.kernels import polynomials as kernels
 from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.plan.plan import Parameters
 from hemacrypt.planner.chain import primes_below

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.engines.vector.lanes import (
+from hemacrypt.engines.vector.kernels.modular import below, companion, kernel, montgomery, share, shoup_product
+from hemacrypt.engines.vector.kernels.ntt import forward, forward_into, inverse, inverse_into
+from hemacrypt.engines.vector.kernels.simd import (
     LANES,
     load,
     more,
@@ -31,8 +33,6 @@ from hemacrypt.engines.vector.lanes import (
     under,
     under_both,
 )
-from hemacrypt.engines.vector.modular import below, companion, kernel, montgomery, share, shoup_product
-from hemacrypt.engines.vector.ntt import forward, forward_into, inverse, inverse_into
 
 # Products of residues below 2^30 that fit 63 bits, the most that one Montgomery reduction takes.
 _MOST_PRODUCTS = 8

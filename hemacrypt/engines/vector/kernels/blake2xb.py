@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.engines.vector.modular import below, companion, kernel, share, shoup_product
-from hemacrypt.engines.vector.ntt import Words
+from hemacrypt.engines.vector.kernels.modular import below, companion, kernel, share, shoup_product
+from hemacrypt.engines.vector.kernels.ntt import Words
 
 _BUFFER: Final = 4096
 _LANES: Final = _BUFFER // 64

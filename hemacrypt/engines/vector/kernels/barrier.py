@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from hemacrypt.engines.vector.modular import intrinsic, kernel
+from hemacrypt.engines.vector.kernels.modular import intrinsic, kernel
 
 # What the words that a team shares stand for; each has a cache line of its own.
 _ARRIVED, _ROUND, _BROKEN = 0, 16, 32

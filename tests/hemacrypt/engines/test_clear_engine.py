@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hemacrypt.engines import ENCRYPTED_ENGINES, ClearEngine, Engine, encrypted_engine
-from hemacrypt.engines.seal import SealEngine
+from hemacrypt.engines.seal.ckks import SealEngine
 from hemacrypt.errors import FormatError, PlanError
 from hemacrypt.planner.latency.normalise import normalised
 from tests.hemacrypt.setups import Setup

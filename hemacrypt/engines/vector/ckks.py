@@ -14,8 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hemacrypt.engines.base import Engine
-from hemacrypt.engines.vector import kernels, turns
 from hemacrypt.engines.vector.cache import DiagonalCache
+from hemacrypt.engines.vector.kernels import key_switch as turns
+from hemacrypt.engines.vector.kernels import polynomials as kernels
+from hemacrypt.engines.vector.kernels.barrier import Team
+from hemacrypt.engines.vector.kernels.ntt import Words
 from hemacrypt.engines.vector.layers import (
     SEAL_MINOR,
     Intake,
@@ -31,9 +34,7 @@ from hemacrypt.engines.vector.layers import (
     load_keys,
     terms,
 )
-from hemacrypt.engines.vector.ntt import Words
 from hemacrypt.engines.vector.ring import Ring
-from hemacrypt.engines.vector.team import Team
 from hemacrypt.plan.plan import JOIN_FACTOR, LinearStep, Plan, SquareStep, Turn
 from hemacrypt.seal import format as sealformat
 from hemacrypt.seal.evaluation_keys import EvaluationKeys

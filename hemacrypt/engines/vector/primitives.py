@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.engines.vector import kernels
-from hemacrypt.engines.vector.blake2xb import uniform_residues
-from hemacrypt.engines.vector.ntt import Words
+from hemacrypt.engines.vector.kernels import polynomials as kernels
+from hemacrypt.engines.vector.kernels.blake2xb import uniform_residues
+from hemacrypt.engines.vector.kernels.ntt import Words
 from hemacrypt.engines.vector.ring import Ring
 from hemacrypt.seal.format import Residues
 

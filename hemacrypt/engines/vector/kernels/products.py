@@ -14,9 +14,8 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from hemacrypt.engines.vector.lanes import LANES, Wide, load, reduced, spread, spread_wide, store, under
-from hemacrypt.engines.vector.modular import below, intrinsic, kernel, shoup_product
-from hemacrypt.plan.schedule import ROWS
+from hemacrypt.engines.vector.kernels.modular import below, intrinsic, kernel, shoup_product
+from hemacrypt.engines.vector.kernels.simd import LANES, Wide, load, reduced, spread, spread_wide, store, under
 
 # Residues of each input that are worked on at a time: those of a chunk then stay in the second-level cache.
 BLOCK: Final = 256
@@ -86,7 +85,7 @@ def _sums(rows: int) -> Callable[..., Any]:
     return sum_rows
 
 
-_sum_8, _sum_4, _sum_2, _sum_1 = (_sums(rows) for rows in ROWS)
+_sum_8, _sum_4, _sum_2, _sum_1 = (_sums(rows) for rows in (8, 4, 2, 1))
 
 
 @kernel

@@ -21,7 +21,7 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import models, register_model
 
-from hemacrypt.engines.vector.modular import intrinsic, kernel
+from hemacrypt.engines.vector.kernels.modular import intrinsic, kernel
 
 # Residues in a vector.
 LANES = 16

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hemacrypt.engines.vector.lanes import (
+from hemacrypt.engines.vector.kernels.modular import below, companion, kernel, shoup_of, shoup_product
+from hemacrypt.engines.vector.kernels.simd import (
     LANES,
     evens,
     first_1,
@@ -40,7 +41,6 @@ from hemacrypt.engines.vector.lanes import (
     times_each,
     under,
 )
-from hemacrypt.engines.vector.modular import below, companion, kernel, shoup_of, shoup_product
 
 Words = npt.NDArray[np.uint32]
 

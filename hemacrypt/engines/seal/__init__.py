@@ -1,0 +1,1 @@
+"""The reference: every step by SEAL's own operations."""
