@@ -28,9 +28,9 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
+from audit.demo import running_service
 from client_sdk import Client
 from client_sdk._crypto import BatchKeyHolder
-from client_sdk.demo import running_service
 from hemacrypt.embedded import bundle_path, sample
 from hemacrypt.engines.vector.batch import BatchEngine
 from hemacrypt.model.bundle import Bundle

@@ -26,8 +26,8 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from audit.demo import running_service
 from client_sdk import Client
-from client_sdk.demo import running_service
 from hemacrypt import DISCLAIMER
 from hemacrypt.embedded import find_bundle
 from hemacrypt.engines import DEFAULT_ENGINE

@@ -24,7 +24,12 @@ _ORDER = (
     "demo", "verify", "train", "export", "convert", "plan", "evaluate", "study", "serve",
     "models", "keygen", "register", "predict", "forget",
 )  # fmt: skip
-_PANELS = {"training": "Laboratory: train and export", "service": "Laboratory: serve", "client_sdk": "Hospital"}
+_PANELS = {
+    "audit": "First",
+    "training": "Laboratory: train and export",
+    "service": "Laboratory: serve",
+    "client_sdk": "Hospital",
+}
 
 
 def plan(
@@ -140,7 +145,8 @@ def _about(
 
 
 def _unavailable(entry: EntryPoint, error: ImportError) -> Callable[[], None]:
-    extra = {"client_sdk": "client"}.get(entry.module.split(".")[0], entry.module.split(".")[0])
+    package = entry.module.split(".")[0]
+    extra = {"client_sdk": "client", "audit": "client,service"}.get(package, package)
 
     def explain() -> None:
         typer.secho(f"`{entry.name}` needs more: pip install 'hemacrypt[{extra}]' ({error})", err=True, fg="red")
@@ -170,7 +176,7 @@ def application() -> typer.Typer:
         if isinstance(command, typer.Typer):  # a command with commands of its own
             app.add_typer(command, name=name, rich_help_panel=panel)
             continue
-        app.command(name, rich_help_panel="First" if name in ("demo", "verify") else panel)(command)
+        app.command(name, rich_help_panel=panel)(command)
     return app
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from audit.demo import running_service
 from client_sdk import Client
-from client_sdk.demo import running_service
 from hemacrypt.embedded import SampleCell, bundle_path, sample
 from hemacrypt.model.bundle import Bundle
 

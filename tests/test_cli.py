@@ -185,7 +185,7 @@ def test_a_bundle_that_is_none_is_one_line(tmp_path: Path, what: str) -> None:
 
 def test_neither_the_program_nor_client_or_service_load_tensorflow() -> None:
     code = (
-        "import sys, hemacrypt.cli, client_sdk, client_sdk.cli, client_sdk.demo, service.cli, service.server, "
+        "import sys, hemacrypt.cli, client_sdk, client_sdk.cli, audit.demo, service.cli, service.server, "
         "service.worker; hemacrypt.cli.application(); "
         "print([name for name in ('tensorflow', 'keras', 'sklearn') if name in sys.modules])"
     )

@@ -20,8 +20,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 from typer.testing import CliRunner
 
+from audit.demo import run_demo, running_service
 from client_sdk import Client, KeysMissingError, RequestRefusedError, ServiceUnavailableError
-from client_sdk.demo import run_demo, running_service
 from hemacrypt.cli import application
 from hemacrypt.embedded import SampleCell, bundle_path
 from hemacrypt.engines import DEFAULT_ENGINE

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+from audit.demo import running_service
 from client_sdk import Client, RequestRefusedError
-from client_sdk.demo import running_service
 from hemacrypt.embedded import SampleCell, bundle_path
 from hemacrypt.model.bundle import Bundle
 from hemacrypt.seal import format as sealformat

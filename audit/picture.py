@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from audit.answers import Answer
 from hemacrypt import DISCLAIMER
-
-if TYPE_CHECKING:
-    from client_sdk.demo import Answer
 
 _COLUMNS, _ROWS = 6, 2
 _BLUE, _RED, _GREY = "#30638e", "#d1495b", "#888888"
@@ -28,7 +26,7 @@ def draw(answers: Sequence[Answer], report: dict[str, Any], labels: Sequence[str
     answers:
         At least one answer.
     report:
-        What `client_sdk.demo.summarise` returned.
+        What `audit.demo.summarise` returned.
     labels:
         What each logit stands for.
     path:

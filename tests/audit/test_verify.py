@@ -17,11 +17,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from client_sdk import verify as verifying
+from audit import verify as verifying
+from audit.cases import Case, load
+from audit.verify import Outcome, combined, failures, verify
 from client_sdk._exceptions import ClientError
 from client_sdk._results import Scheme
-from client_sdk.cases import Case, load
-from client_sdk.verify import Outcome, combined, failures, verify
 from hemacrypt import DISCLAIMER
 from hemacrypt.cli import application
 from hemacrypt.errors import FormatError, ImageError

@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +23,18 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from audit.answers import Answer
+from audit.picture import draw
 from client_sdk._client import Client
 from client_sdk._exceptions import ClientError, ServiceUnavailableError
-from client_sdk._results import Prediction
 from hemacrypt import DISCLAIMER
 from hemacrypt.embedded import SampleCell, bundle_path, sample
 from hemacrypt.engines import DEFAULT_ENGINE
 from hemacrypt.model.bundle import Bundle
-from hemacrypt.model.network import Array
 from hemacrypt.model.preprocess import Preprocessing
 
 _STAGES = ("encrypt", "upload", "compute", "decrypt")
 _START_SECONDS = 300.0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One cell's answers, encrypted and in the clear."""
-
-    cell: SampleCell
-    encrypted: Prediction
-    clear: Array
-
-    @property
-    def clear_index(self) -> int:
-        """Number of the label that the clear network gives."""
-        return int(np.argmax(self.clear))
-
-    @property
-    def agrees(self) -> bool:
-        """Whether both give the same label."""
-        return self.encrypted.index == self.clear_index
-
-    @property
-    def logit_error(self) -> float:
-        """Largest difference of a logit."""
-        return float(np.abs(self.encrypted.logits - self.clear).max())
 
 
 @contextmanager
@@ -158,8 +133,6 @@ def run_demo(
     report = summarise(answers, key_bytes, start_seconds) | {"engine": engine}
     _print(answers, report, console)
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    from client_sdk.picture import draw
-
     draw(answers, report, bundle.manifest.labels, out / "report.png")
     console.print(f"written: {out / 'report.json'}, {out / 'report.png'}")
     console.print(f"[bold]{DISCLAIMER}[/]")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client_sdk.cases import load
+from audit.cases import load
 from hemacrypt.errors import ImageError
 
 

@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from audit.cases import Case
 from client_sdk._crypto import BfvKeyHolder, KeyHolder
 from client_sdk._exceptions import ClientError
 from client_sdk._results import Scheme
-from client_sdk.cases import Case
 from hemacrypt import DISCLAIMER
 from hemacrypt.engines import encrypted_bfv_engine, encrypted_engine
 from hemacrypt.engines.base import BaseEngine
